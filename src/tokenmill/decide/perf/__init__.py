@@ -1,0 +1,1 @@
+"""How long a step takes, behind ``StepTimeModel``. It does not know who asks."""

@@ -1,0 +1,1 @@
+"""What runs a factory: deployment, control loops, console, load generator."""

@@ -1,0 +1,95 @@
+"""Worker -> frontend: everything a worker says on a request's stream.
+
+A stream of a ``generate`` request carries ``Offered`` (prefill role only, at most once),
+any number of ``Tokens``, and ends with exactly one ``Finished`` or ``Failed``.
+A stream of ``subscribe`` carries ``Load`` until it is cancelled.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from tokenmill.protocol.handoff import Handoff
+from tokenmill.protocol.metrics import StepMetrics
+
+
+class FinishReason(StrEnum):
+    """Why a stream ended well."""
+
+    STOP = "stop"
+    """An end-of-sequence token or one of ``stop_token_ids``."""
+    LENGTH = "length"
+    """``max_tokens`` or the model's context length."""
+    HANDOFF = "handoff"
+    """Prefill is done; the decode worker goes on."""
+    CANCELLED = "cancelled"
+    """The frontend asked for it."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log probabilities at one position, natural log, after penalties and before temperature."""
+
+    logprob: float
+    """Of the chosen token."""
+    top: list[tuple[int, float]] = []
+    """The most likely (token id, log probability), best first."""
+
+
+class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """New tokens. ``index`` is the output position of the first: a reader that has seen n tokens
+    expects n, drops what lies below and treats what lies above as a lost token."""
+
+    index: int
+    tokens: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The last item, with the last tokens if there are any.
+
+    ``tokens`` includes an end-of-sequence or stop token that ended the stream; ``stop_token`` names
+    it then, so that the frontend can leave it out of the text. ``cached_tokens`` counts prompt
+    tokens whose KV was found in this worker's prefix cache.
+    """
+
+    index: int
+    tokens: list[int]
+    reason: FinishReason
+    stop_token: int | None = None
+    cached_tokens: int = 0
+    logprobs: list[TokenLogprobs] | None = None
+
+
+class Offered(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """The KV cache of this prompt can be fetched as ``handoff`` says."""
+
+    handoff: Handoff
+    cached_tokens: int = 0
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """The request ended badly. ``retryable``: another worker may well succeed."""
+
+    status: int
+    code: str
+    message: str
+    retryable: bool = False
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """This worker's load now."""
+
+    metrics: StepMetrics
+    draining: bool = False
+
+
+class PromptScored(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Log probabilities of the prompt's tokens, asked for by ``prompt_logprobs``; sent before the
+    first token. One entry a prompt token; the first is None, having nothing before it."""
+
+    logprobs: list[TokenLogprobs | None]
+
+
+Item = Tokens | Finished | Offered | Failed | Load | PromptScored

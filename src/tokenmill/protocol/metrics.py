@@ -1,0 +1,34 @@
+"""Engine -> worker -> router, planner: what the last step did and what is waiting."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class StepMetrics(msgspec.Struct, frozen=True, array_like=True):
+    """Load of one engine after a step. Counts ending in ``_total`` only grow.
+
+    Tokens and blocks are counts, ``step_ms`` is the wall time of the last step in milliseconds.
+    ``kv_blocks_used`` counts blocks that a sequence or an export holds; cached blocks that could be
+    evicted count as free.
+    """
+
+    step: int = 0
+    step_ms: float = 0.0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    running: int = 0
+    waiting: int = 0
+    receiving: int = 0
+    exported: int = 0
+    waiting_prefill_tokens: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    prefix_hit_tokens_total: int = 0
+    prefix_query_tokens_total: int = 0
+    prefill_tokens_total: int = 0
+    decode_tokens_total: int = 0
+    preemptions_total: int = 0
+    handoffs_in_total: int = 0
+    handoffs_out_total: int = 0
+    handoffs_failed_total: int = 0

@@ -1,0 +1,1 @@
+"""What moves tokens: front door, workers, engines, KV transfer, message fabric, text."""

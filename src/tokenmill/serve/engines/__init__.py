@@ -1,0 +1,1 @@
+"""What makes tokens, each behind ``Engine``. Engines know no frontend and no routing."""

@@ -1,0 +1,146 @@
+"""From a worker's configuration to its engine. The only place that knows the engines by name."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import msgspec
+
+from tokenmill.clock import SystemClock
+from tokenmill.decide.batching.types import BatchingConfig
+from tokenmill.decide.perf.step_time import LinearStepTime
+from tokenmill.errors import ConfigError
+from tokenmill.protocol.ids import Role
+from tokenmill.serve.engines.base import Engine, Executor, ExecutorFacts
+from tokenmill.serve.engines.sim.executor import DEFAULT_KV_BLOCKS, SimExecutor, SimSettings
+from tokenmill.serve.engines.stepped import SteppedEngine
+from tokenmill.serve.transfer.base import KvTransport
+from tokenmill.spec.models import resolve_model
+from tokenmill.spec.process import WorkerConfig
+
+ENGINES = ("torch", "sim")
+
+DEFAULT_TOKEN_BUDGET = 2048
+"""Tokens a step where neither the user nor the engine says: bounds a step's time on a large device."""
+
+DEFAULT_PREFILL_BUDGET = 512
+"""Prefill tokens in a step that also decodes: what a decode waits for at most."""
+
+
+def open_engine(config: WorkerConfig, transport: KvTransport | None, clock: SystemClock) -> Engine:
+    """Make the engine that ``config`` names; it loads in ``start``. Raises ConfigError."""
+    executor = _executor(config, clock)
+    return SteppedEngine(
+        name=config.engine,
+        executor=executor,
+        make_batching=lambda facts: batching_config(config, facts),
+        transport=transport,
+        clock=clock,
+        lease_s=config.lease_s,
+    )
+
+
+def batching_config(config: WorkerConfig, facts: ExecutorFacts) -> BatchingConfig:
+    """Choose the batch's limits for the role, where the user does not say.
+
+    A prefill worker takes no more than saturates the device, so that the first prompt of a batch does not
+    wait for the last. A worker that also decodes bounds its prefill chunks, so that decodes do not wait long.
+    """
+    saturating = facts.prefill_budget or DEFAULT_PREFILL_BUDGET
+    if config.prefill_budget:
+        prefill_budget = config.prefill_budget
+    elif config.role is Role.PREFILL:
+        prefill_budget = saturating
+    else:
+        prefill_budget = min(saturating, DEFAULT_PREFILL_BUDGET)
+    token_budget = config.token_budget or max(DEFAULT_TOKEN_BUDGET, prefill_budget)
+    max_model_len = min(config.max_model_len or facts.max_model_len, facts.max_model_len)
+    return BatchingConfig(
+        total_blocks=facts.kv_blocks,
+        max_model_len=max_model_len,
+        role=config.role,
+        block_tokens=facts.block_tokens,
+        token_budget=token_budget,
+        prefill_budget=prefill_budget,
+        max_sequences=config.max_sequences,
+        max_waiting=config.max_waiting,
+        prefix_cache=config.prefix_cache,
+    )
+
+
+def _executor(config: WorkerConfig, clock: SystemClock) -> Executor:
+    if config.engine == "sim":
+        return SimExecutor(_sim_settings(config, resolve_model(config.model)), clock)
+    if config.engine == "torch":
+        for package in ("torch", "transformers"):
+            if importlib.util.find_spec(package) is None:
+                raise ConfigError(
+                    f"engine torch needs the package {package}: pip install 'tokenmill[torch]', "
+                    "or choose --engine sim",
+                    param="engine",
+                )
+        return _torch_executor(config, resolve_model(config.model))
+    raise ConfigError(f"engine: {config.engine!r} is not one of {', '.join(ENGINES)}", param="engine")
+
+
+def _torch_executor(config: WorkerConfig, model: Path) -> Executor:
+    from tokenmill.serve.engines.torch.executor import TorchExecutor  # noqa: PLC0415 - needs the extra
+    from tokenmill.serve.engines.torch.settings import TorchSettings  # noqa: PLC0415
+
+    if config.engine_args:
+        unknown = ", ".join(sorted(config.engine_args))
+        raise ConfigError(f"engine_args: the torch engine takes none, but got {unknown}", param="engine_args")
+    return TorchExecutor(
+        TorchSettings(
+            model=model,
+            dtype=config.dtype,
+            device=config.device,
+            threads=config.threads,
+            block_tokens=config.block_tokens,
+            kv_blocks=config.kv_blocks,
+            kv_memory_mb=config.kv_memory_mb,
+            max_model_len=config.max_model_len,
+        )
+    )
+
+
+class _SimArguments(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The sim engine's ``engine_args``, with the fields of ``LinearStepTime``."""
+
+    speedup: float = 1.0
+    jitter: float = 0.0
+    seed: int = 0
+    fixed_ms: float = LinearStepTime().fixed_ms
+    prefill_token_ms: float = LinearStepTime().prefill_token_ms
+    prefill_context_ms: float = LinearStepTime().prefill_context_ms
+    decode_sequence_ms: float = LinearStepTime().decode_sequence_ms
+    decode_context_ms: float = LinearStepTime().decode_context_ms
+
+
+def _sim_settings(config: WorkerConfig, model: Path) -> SimSettings:
+    try:
+        given = msgspec.convert(config.engine_args, _SimArguments, strict=False)
+    except msgspec.ValidationError as error:
+        known = ", ".join(_SimArguments.__struct_fields__)
+        raise ConfigError(
+            f"engine_args: {error}; the sim engine takes {known}", param="engine_args"
+        ) from error
+    step_time = LinearStepTime(**{name: getattr(given, name) for name in LinearStepTime.__struct_fields__})
+    if given.speedup < 0 or given.jitter < 0 or step_time.fixed_ms < 0 or step_time.prefill_token_ms <= 0:
+        raise ConfigError("engine_args: the sim engine's times must be positive", param="engine_args")
+    return SimSettings(
+        model=model,
+        block_tokens=config.block_tokens,
+        kv_blocks=config.kv_blocks or _blocks_in(config) or DEFAULT_KV_BLOCKS,
+        max_model_len=config.max_model_len,
+        speedup=given.speedup,
+        jitter=given.jitter,
+        seed=given.seed + config.replica,
+        step_time=step_time,
+    )
+
+
+def _blocks_in(config: WorkerConfig) -> int:
+    """Blocks in ``kv_memory_mb``, at the sim engine's four bytes a token."""
+    return config.kv_memory_mb * 2**20 // (4 * config.block_tokens)

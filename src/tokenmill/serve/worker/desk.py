@@ -1,0 +1,174 @@
+"""Between the request server and the engine: which stream wants what, one frame a step.
+
+It knows streams and items, no sockets and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from tokenmill.clock import Clock
+from tokenmill.protocol.calls import Call, Generate, Subscribe
+from tokenmill.protocol.generate import GenerateRequest
+from tokenmill.protocol.ids import RequestId
+from tokenmill.protocol.items import Failed, Finished, Item, Load, Tokens
+from tokenmill.protocol.metrics import StepMetrics
+from tokenmill.serve.engines.base import EngineOutput
+
+
+class DeskStream(Protocol):
+    """What the desk needs of a ``fabric`` server stream."""
+
+    on_cancel: Callable[[], None] | None
+
+    @property
+    def call(self) -> Call:
+        """What the stream was opened with."""
+        ...
+
+    def send(self, item: Item) -> None:
+        """Queue an item."""
+        ...
+
+    def end(self) -> None:
+        """Close the stream after what is queued."""
+        ...
+
+
+class TokenMaker(Protocol):
+    """What the desk needs of an engine."""
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Take a request."""
+        ...
+
+    def cancel(self, request_id: RequestId) -> None:
+        """Stop a request."""
+        ...
+
+    def metrics(self) -> StepMetrics:
+        """The load after the last step."""
+        ...
+
+
+class _Subscriber:
+    """A stream that is told the load, at most every ``interval_s``."""
+
+    __slots__ = ("interval_s", "last_sent", "stream")
+
+    def __init__(self, stream: DeskStream, interval_s: float) -> None:
+        self.stream = stream
+        self.interval_s = interval_s
+        self.last_sent = float("-inf")
+
+
+class Desk:
+    """Hands requests to the engine and its output to the streams.
+
+    It only queues items: who drives it flushes the streams once for each engine step.
+    """
+
+    def __init__(self, engine: TokenMaker, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._streams: dict[RequestId, DeskStream] = {}
+        self._subscribers: dict[int, _Subscriber] = {}
+        self._draining = False
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that have had no end yet."""
+        return len(self._streams)
+
+    def opened(self, stream: DeskStream) -> None:
+        """A client opened a stream."""
+        call = stream.call
+        if isinstance(call, Generate):
+            self._generate(stream, call.request)
+        elif isinstance(call, Subscribe):
+            self._subscribe(stream, call)
+
+    def stepped(self, output: EngineOutput) -> None:
+        """The engine's sink: pass items on and tell the load."""
+        streams = self._streams
+        for request_id, item in output.items:
+            stream = streams.get(request_id)
+            if stream is None:
+                continue  # cancelled: nobody reads it any more
+            stream.send(item)
+            if isinstance(item, Finished | Failed):
+                del streams[request_id]
+                stream.end()
+        self._tell_load(output.metrics)
+
+    def drain(self) -> None:
+        """Refuse new requests from now on and say so to all subscribers."""
+        self._draining = True
+        self.tell_load_now()
+
+    def tell_load_now(self) -> None:
+        """Send the load to every subscriber, however lately it was told: called on a timer, so that the last
+        change before a silence is not lost."""
+        for subscriber in self._subscribers.values():
+            subscriber.last_sent = float("-inf")
+        self._tell_load(self._engine.metrics())
+
+    def _generate(self, stream: DeskStream, request: GenerateRequest) -> None:
+        request_id = request.request_id
+        if self._draining:
+            failure = Failed(503, "worker_draining", "this worker is shutting down", retryable=True)
+            self._refuse(stream, failure)
+            return
+        if request_id in self._streams:
+            failure = Failed(400, "duplicate_request", f"request id {request_id} is already in use")
+            self._refuse(stream, failure)
+            return
+        self._streams[request_id] = stream
+        stream.on_cancel = lambda: self._cancelled(request_id)
+        self._engine.submit(request)
+
+    def _refuse(self, stream: DeskStream, failure: Failed) -> None:
+        stream.send(failure)
+        stream.end()
+
+    def _cancelled(self, request_id: RequestId) -> None:
+        if self._streams.pop(request_id, None) is not None:
+            self._engine.cancel(request_id)
+
+    def _subscribe(self, stream: DeskStream, call: Subscribe) -> None:
+        subscriber = _Subscriber(stream, call.interval_ms / 1000)
+        key = id(stream)
+        self._subscribers[key] = subscriber
+        stream.on_cancel = lambda: self._subscribers.pop(key, None) and None
+        self._tell(subscriber, self._engine.metrics(), self._clock.now())
+
+    def _tell_load(self, metrics: StepMetrics) -> None:
+        now = self._clock.now()
+        for subscriber in list(self._subscribers.values()):
+            if now - subscriber.last_sent >= subscriber.interval_s:
+                self._tell(subscriber, metrics, now)
+
+    def _tell(self, subscriber: _Subscriber, metrics: StepMetrics, now: float) -> None:
+        subscriber.last_sent = now
+        subscriber.stream.send(Load(metrics, self._draining))
+
+
+def merge_items(earlier: Item, later: Item) -> Item | None:
+    """Join two items that wait for a slow reader, where the result means the same; else None.
+
+    What waits for one stream is so bounded by its ``max_tokens``: a few bytes a token.
+    """
+    if isinstance(earlier, Load) and isinstance(later, Load):
+        return later
+    if not isinstance(earlier, Tokens) or not isinstance(later, Tokens | Finished):
+        return None
+    if not isinstance(later, Finished) and earlier.index + len(earlier.tokens) != later.index:
+        return None
+    if (earlier.logprobs is None) != (later.logprobs is None) and later.tokens:
+        return None
+    logprobs = None if earlier.logprobs is None else [*earlier.logprobs, *(later.logprobs or [])]
+    tokens = [*earlier.tokens, *later.tokens]
+    if isinstance(later, Tokens):
+        return Tokens(earlier.index, tokens, logprobs)
+    return Finished(earlier.index, tokens, later.reason, later.stop_token, later.cached_tokens, logprobs)

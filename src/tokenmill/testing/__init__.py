@@ -1,0 +1,1 @@
+"""What ships for tests, ours and users': nothing in production imports it."""
