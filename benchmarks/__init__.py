@@ -1,0 +1,1 @@
+"""Benchmarks: each prints what it measured and on what, and compares in the same run."""
