@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import openai
 import pytest
 
-from tests.e2e.conftest import RunningFactory, Serve
+from tokenmill.testing.running_factory import RunningFactory
 
 pytestmark = pytest.mark.processes
 pytest.importorskip("torch")
@@ -19,8 +18,8 @@ CODE_PROMPT = "The code word is {word}. Please remember it. What is the code wor
 
 
 @pytest.fixture(scope="module")
-def factory(serve: Serve) -> RunningFactory:
-    return serve("--prefill", "1", "--decode", "1")
+def factory(serve_module: Callable[..., RunningFactory]) -> RunningFactory:
+    return serve_module("--prefill", "1", "--decode", "1")
 
 
 @pytest.fixture
@@ -72,10 +71,10 @@ async def test_prefill_and_decode_really_are_apart(
 ) -> None:
     await client.chat.completions.create(model=model, messages=ask("Hello!"), temperature=0)
     await asyncio.sleep(0.5)
-    workers = {worker["role"]: worker for worker in json.loads(factory.get("/health")[1])["workers"]}
-    assert workers["prefill"]["load"]["handoffs_out_total"] > 0
-    assert workers["decode"]["load"]["handoffs_in_total"] > 0
-    assert workers["decode"]["load"]["prefill_tokens_total"] == 0
+    workers = {worker["role"]: worker for worker in factory.worker_loads()}
+    assert workers["prefill"]["handoffs_out_total"] > 0
+    assert workers["decode"]["handoffs_in_total"] > 0
+    assert workers["decode"]["prefill_tokens_total"] == 0
 
 
 async def test_streaming_equals_not_streaming(client: openai.AsyncOpenAI, model: str) -> None:
@@ -201,8 +200,8 @@ async def test_a_disconnect_reaches_the_engines(
     await stream.close()
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        workers = json.loads(factory.get("/health")[1])["workers"]
-        if all(w["load"]["running"] + w["load"]["kv_blocks_used"] == 0 for w in workers):
+        workers = factory.worker_loads()
+        if all(worker["running"] + worker["kv_blocks_used"] == 0 for worker in workers):
             return
         await asyncio.sleep(0.1)
     pytest.fail(f"still running: {workers}")

@@ -6,11 +6,14 @@ import json
 import signal
 import time
 import urllib.request
+from collections.abc import Callable
 
 import psutil
 import pytest
 
-from tests.e2e.conftest import RunningFactory, Serve
+from tokenmill.testing.running_factory import RunningFactory
+
+Serve = Callable[..., RunningFactory]
 
 pytestmark = pytest.mark.processes
 
@@ -60,7 +63,7 @@ def test_children_die_with_a_killed_supervisor(serve: Serve) -> None:
     gone, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
     assert len(gone) == 3
-    factory.process.returncode = 0  # killed on purpose: not the fixture's concern
+    factory.process.returncode = 0  # killed on purpose: the fixture need not mind
 
 
 def test_ctrl_c_drains_and_ends_well(serve: Serve) -> None:
