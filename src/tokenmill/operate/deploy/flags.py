@@ -1,0 +1,125 @@
+"""Flags of the single processes, derived from their config dataclasses in both directions.
+
+A field ``kv_memory_mb`` is the flag ``--kv-memory-mb`` and the variable ``TOKENMILL_KV_MEMORY_MB``; a flag
+wins. ``engine_args`` is the repeated flag ``--engine-arg KEY=VALUE``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, fields, replace
+from typing import Annotated, Any, ClassVar, Final, Protocol, TypeVar, get_type_hints
+
+from tokenmill.errors import ConfigError
+from tokenmill.operate.deploy.plant import ProcessSpec
+from tokenmill.spec.docs import field_docs
+from tokenmill.spec.process import FrontendConfig, ProcessConfig, WorkerConfig
+
+ENVIRONMENT_PREFIX: Final = "TOKENMILL_"
+
+
+class Dataclass(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+Config = TypeVar("Config", bound=Dataclass)
+_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def to_flags(config: ProcessConfig) -> list[str]:
+    """Write a config as flags, without what is at its default."""
+    flags: list[str] = []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if value == _default(item):
+            continue
+        flag = "--" + item.name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(flag if value else "--no-" + item.name.replace("_", "-"))
+        elif isinstance(value, list):
+            flags += [f"{flag}={each}" for each in value]
+        elif isinstance(value, dict):
+            flags += [f"{flag.removesuffix('s')}={key}={each}" for key, each in value.items()]
+        else:
+            flags.append(f"{flag}={value}")
+    return flags
+
+
+def to_argv(config: ProcessConfig) -> list[str]:
+    """Return the command that starts a process of this package with this config."""
+    kind = "frontend" if isinstance(config, FrontendConfig) else "worker"
+    return [sys.executable, "-m", "tokenmill", kind, *to_flags(config)]
+
+
+def to_environment(base: Mapping[str, str], spec: ProcessSpec) -> dict[str, str]:
+    """Return a child's environment: ``base`` without what flags say, with its share of the cores."""
+    said = {ENVIRONMENT_PREFIX + item.name.upper() for item in fields(spec.config)}
+    environment = {name: value for name, value in base.items() if name not in said}
+    environment["PYTHONUNBUFFERED"] = "1"
+    if spec.threads:
+        environment |= dict.fromkeys(_THREAD_VARIABLES, str(spec.threads))
+    return environment
+
+
+def with_threads(spec: ProcessSpec) -> ProcessConfig:
+    """Return the config with the threads that the plan gives this process."""
+    return (
+        replace(spec.config, threads=spec.threads) if isinstance(spec.config, WorkerConfig) else spec.config
+    )
+
+
+def parse_pairs(pairs: Iterable[str], flag: str) -> dict[str, str]:
+    """Read KEY=VALUE words. Raises ConfigError naming ``flag``."""
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f'{flag}: "{pair}" is not KEY=VALUE')
+        values[key] = value
+    return values
+
+
+def config_command(
+    kind: type[Config], run: Callable[[Config], int], *, positional: str = ""
+) -> Callable[..., int]:
+    """Return a function for the command line whose parameters are the fields of the dataclass ``kind``.
+
+    ``positional``: the field that is given without a flag.
+    """
+    from cyclopts import Parameter  # noqa: PLC0415  only where a command line is parsed
+
+    hints, docs = get_type_hints(kind), field_docs(kind)
+    parameters: list[inspect.Parameter] = []
+    for item in fields(kind):
+        hint: Any = hints[item.name]
+        name, default = item.name, _default(item)
+        flag = "--" + name.replace("_", "-")
+        if isinstance(default, dict):
+            flag, hint, default = flag.removesuffix("s"), list[str], []
+        how = inspect.Parameter.POSITIONAL_ONLY if name == positional else inspect.Parameter.KEYWORD_ONLY
+        extra = Parameter(
+            name=None if name == positional else flag,
+            env_var=ENVIRONMENT_PREFIX + name.upper(),
+            help=docs[name],
+            negative=None if hint is bool else (),
+        )
+        annotation = Annotated[hint, extra]
+        parameters.append(inspect.Parameter(name, how, default=default, annotation=annotation))
+
+    def command(*words: str, **values: Any) -> int:
+        values |= zip([positional], words, strict=False)
+        if "engine_args" in values:
+            values["engine_args"] = parse_pairs(values["engine_args"], "--engine-arg")
+        return run(kind(**values))
+
+    command.__doc__ = kind.__doc__
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default_factory() if item.default_factory is not MISSING else item.default

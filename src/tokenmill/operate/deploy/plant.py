@@ -1,0 +1,211 @@
+"""The words of the supervision: what should run, what happened, what to do.
+
+Events are facts in the past tense; instructions are orders. Plain data: no process, no clock in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from tokenmill.spec.derive import to_frontend_config, worker_config
+from tokenmill.spec.factory import Factory, Stage
+from tokenmill.spec.process import FrontendConfig, WorkerConfig
+
+FRONTEND_STAGE: Final = "frontend"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSpec:
+    """One process that should run. Two specs are equal if replacing one by the other would change nothing.
+
+    ``threads``: compute threads (0: the process's own business); it follows from how many workers share
+    machine, and no worker is restarted because a neighbour came or went. ``exclusive``: what only one process
+    can hold at a time, such as a port. ``grace_s``: how long it may take to drain.
+    """
+
+    name: str
+    stage: str
+    replica: int
+    config: WorkerConfig | FrontendConfig
+    cpus: tuple[int, ...] = ()
+    threads: int = field(default=0, compare=False)
+    exclusive: str = ""
+    grace_s: float = 30.0
+
+    @property
+    def is_frontend(self) -> bool:
+        """Front doors stop first, so that no request meets a worker that is gone."""
+        return isinstance(self.config, FrontendConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessStarted:
+    """The operating system has given it a pid."""
+
+    instance: int
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessReady:
+    """It says that it serves; ``info`` is what else it said (a frontend: its URL)."""
+
+    instance: int
+    info: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessFailed:
+    """It says that it cannot serve. ``config_fault``: and that trying again will not help."""
+
+    instance: int
+    message: str
+    config_fault: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessExited:
+    """It is gone (or never came up: ``code`` None). ``message``: its last words, if any."""
+
+    instance: int
+    code: int | None
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanChanged:
+    """Something else should run from now on."""
+
+    specs: tuple[ProcessSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopAsked:
+    """Everything should end; ``at_once``: without draining."""
+
+    at_once: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimerFired:
+    """The time asked for has come (or passed: an early or late firing does no harm)."""
+
+
+Report = ProcessStarted | ProcessReady | ProcessFailed
+Event = Report | ProcessExited | PlanChanged | StopAsked | TimerFired
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartProcess:
+    """Start it; answered by ProcessStarted or ProcessExited."""
+
+    instance: int
+    spec: ProcessSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopProcess:
+    """Ask it to drain and exit (SIGTERM)."""
+
+    instance: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class KillProcess:
+    """End it, and what it started, at once (SIGKILL)."""
+
+    instance: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetTimer:
+    """Fire at ``at`` (same clock as ``now``); replaces the timer set before."""
+
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnounceReady:
+    """All that should run is ready; again after each change of plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """Nothing runs any more. ``status``: the command's exit status; ``message``: why, unless asked to."""
+
+    status: int
+    message: str = ""
+
+
+Instruction = StartProcess | StopProcess | KillProcess | SetTimer | AnnounceReady | Finish
+
+
+class State(StrEnum):
+    """What a process looks like to a person."""
+
+    WAITING = "waiting"  # for a retry, a port, or its turn
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessStatus:
+    """One line of ``tokenmill status``. ``since``: when it was started, on the supervisor's clock."""
+
+    name: str
+    stage: str
+    role: str
+    state: State
+    pid: int | None
+    since: float | None
+    restarts: int
+    message: str
+
+
+def process_specs(factory: Factory, cores: int) -> tuple[ProcessSpec, ...]:
+    """Return what a factory runs on this machine, workers first. ``cores``: how many it may use."""
+    torch_workers = sum(stage.replicas for stage in factory.stages if stage.engine == "torch")
+    share = max(1, cores // max(1, torch_workers))
+    workers = [
+        _worker_spec(factory, stage, replica, share)
+        for stage in factory.stages
+        for replica in range(stage.replicas)
+    ]
+    fronts = [_frontend_spec(factory, replica) for replica in range(factory.frontend.replicas)]
+    return (*workers, *fronts)
+
+
+def _worker_spec(factory: Factory, stage: Stage, replica: int, share: int) -> ProcessSpec:
+    cpus = (stage.cpus[replica % len(stage.cpus)],) if stage.cpus else ()
+    config = worker_config(factory, stage, replica)
+    return ProcessSpec(
+        name=f"{stage.name}-{replica}",
+        stage=stage.name,
+        replica=replica,
+        config=config,
+        cpus=cpus,
+        threads=config.threads or (1 if cpus or stage.engine != "torch" else share),
+        grace_s=config.drain_timeout_s + STOP_MARGIN_S,
+    )
+
+
+def _frontend_spec(factory: Factory, replica: int) -> ProcessSpec:
+    config = to_frontend_config(factory, replica)
+    return ProcessSpec(
+        name=f"{FRONTEND_STAGE}-{replica}",
+        stage=FRONTEND_STAGE,
+        replica=replica,
+        config=config,
+        exclusive=f"port {config.port}" if config.port else "",
+        grace_s=config.drain_timeout_s + STOP_MARGIN_S,
+    )
+
+
+STOP_MARGIN_S: Final = 5.0
+"""How much longer than its own drain a process may take before it is killed, in seconds."""

@@ -1,0 +1,1 @@
+"""The factory file: schema, loading, validation."""

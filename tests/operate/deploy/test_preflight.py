@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from tokenmill.errors import ConfigError
+from tokenmill.operate.deploy.preflight import check_cpus, check_port, grounded
+from tokenmill.spec.load import parse_factory
+
+
+def factory(path="", cpus=""):
+    return parse_factory(
+        f"metadata: {{name: a}}\nmodel: {{path: '{path}'}}\nstages: [{{name: w, cpus: [{cpus}]}}]", "f"
+    )
+
+
+def test_a_relative_model_folder_is_seen_from_the_file(tmp_path):
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    found = grounded(factory("models/m"), tmp_path).model.path
+    assert found == str((tmp_path / "models" / "m").resolve())
+
+
+def test_hub_ids_and_the_shipped_model_are_left_alone(tmp_path):
+    assert grounded(factory("org/name"), tmp_path).model.path == "org/name"
+    assert grounded(factory(), tmp_path).model.path == ""
+
+
+@pytest.mark.parametrize("path", ["./m", "/no/such/m", "../m", "a/b/c"])
+def test_a_folder_that_is_not_there_is_named(tmp_path, path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        grounded(factory(path), tmp_path)
+
+
+def test_cores_must_be_there():
+    usable = sorted(os.sched_getaffinity(0))
+    check_cpus(factory(cpus=str(usable[0])))
+    with pytest.raises(ConfigError, match="stage w: cpus: no core 99999 here"):
+        check_cpus(factory(cpus="99999"))
+
+
+def test_ports_must_be_free_and_hosts_known():
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 cannot be used"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)
+    with pytest.raises(ConfigError, match="no such address"):
+        check_port("256.256.256.256", 80)
