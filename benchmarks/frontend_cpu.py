@@ -24,6 +24,7 @@ import uvloop
 
 from tokenmill.protocol.ids import Role
 from tokenmill.serve.fabric.registry import open_registry
+from tokenmill.serve.frontend.log import configure_log
 from tokenmill.serve.frontend.main import frontend
 from tokenmill.spec.process import FrontendConfig
 from tokenmill.testing.scripted_worker import ScriptedWorker
@@ -39,7 +40,7 @@ def worker_process(registry_url: str, roles: list[str], tokens: int, pace_s: flo
             ScriptedWorker(
                 registry,
                 f"{role}-{index}",
-                lambda request: output,
+                lambda _request: output,
                 role=Role(role),
                 pace_s=pace_s,
                 max_model_len=1 << 20,
@@ -102,6 +103,10 @@ def client_process(port: int, connections: int, requests: int, body: bytes, done
     uvloop.run(run())
 
 
+def quiet() -> None:
+    configure_log(FrontendConfig(log_level="error"))
+
+
 async def measure(options: argparse.Namespace) -> None:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -156,6 +161,7 @@ def main() -> None:
     parser.add_argument("--pace-ms", type=float, default=2.0, help="between two tokens of a sequence")
     parser.add_argument("--split", action="store_true", help="prefill and decode on workers of their own")
     options = parser.parse_args()
+    quiet()
     print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores")
     uvloop.run(measure(options))
 

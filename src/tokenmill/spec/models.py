@@ -14,7 +14,7 @@ SHIPPED_NAME = "tokenmill-mini"
 
 
 def shipped_model() -> Path:
-    """Return the folder of the small model that ships with the package. Raises ConfigError if it is missing."""
+    """Return the folder of the small model that ships with the package; ConfigError if it is missing."""
     folder = Path(__file__).resolve().parents[1] / "models" / SHIPPED_NAME
     if not folder.is_dir():
         raise ConfigError(

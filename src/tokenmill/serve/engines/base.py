@@ -118,8 +118,10 @@ class Executor(Protocol):
     Sampling for output position i of a request draws from a generator keyed by (seed, i) alone.
     """
 
-    memory: KvMemory
-    """Set by ``load``. Blocks not named in a plan may be written by a transfer during a step."""
+    @property
+    def memory(self) -> KvMemory:
+        """The KV memory, once loaded. A transfer may write blocks that no plan names during a step."""
+        ...
 
     def load(self) -> ExecutorFacts:
         """Load weights and allocate KV memory. Raises ConfigError for what the user can mend."""

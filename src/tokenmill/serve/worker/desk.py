@@ -140,8 +140,11 @@ class Desk:
         subscriber = _Subscriber(stream, call.interval_ms / 1000)
         key = id(stream)
         self._subscribers[key] = subscriber
-        stream.on_cancel = lambda: self._subscribers.pop(key, None) and None
+        stream.on_cancel = lambda: self._unsubscribed(key)
         self._tell(subscriber, self._engine.metrics(), self._clock.now())
+
+    def _unsubscribed(self, key: int) -> None:
+        self._subscribers.pop(key, None)
 
     def _tell_load(self, metrics: StepMetrics) -> None:
         now = self._clock.now()
