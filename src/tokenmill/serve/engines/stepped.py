@@ -26,6 +26,7 @@ from tokenmill.decide.batching.types import (
     RequestArrived,
     RequestCancelled,
     SequenceRequest,
+    StepAbandoned,
     StepExecuted,
     StepPlan,
 )
@@ -267,6 +268,7 @@ class SteppedEngine:
                 Failed(500, "engine_error", f"{type(error).__name__}: {error}", retryable=not named),
             )
             instructions += self._scheduler.handle(RequestCancelled(request_id), self._clock.now())
+        instructions += self._scheduler.handle(StepAbandoned(plan), self._clock.now())
         self._report(instructions, None, 0.0)
         if self._failed_steps >= MAX_FAILED_STEPS:
             raise TokenmillError(
