@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import platform
+import resource
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -24,8 +25,8 @@ import uvloop
 
 from tokenmill.protocol.ids import Role
 from tokenmill.serve.fabric.registry import open_registry
-from tokenmill.serve.frontend.log import configure_log
 from tokenmill.serve.frontend.main import frontend
+from tokenmill.serve.process import configure_logging
 from tokenmill.spec.process import FrontendConfig
 from tokenmill.testing.scripted_worker import ScriptedWorker
 from tokenmill.testing.tiny_tokenizer import write_tiny_tokenizer
@@ -104,7 +105,7 @@ def client_process(port: int, connections: int, requests: int, body: bytes, done
 
 
 def quiet() -> None:
-    configure_log(FrontendConfig(log_level="error"))
+    configure_logging(FrontendConfig(log_level="error"))
 
 
 async def measure(options: argparse.Namespace) -> None:
@@ -141,11 +142,14 @@ async def run_clients(context, port, name, requests, tokens, stream, options) ->
     client.start()
     await asyncio.sleep(1.0)
     ours.send("go")
-    begin = time.process_time()
+    begin = resource.getrusage(resource.RUSAGE_SELF)
     wall_s, writes, ttft_ms = await asyncio.to_thread(ours.recv)
-    cpu_s = time.process_time() - begin
+    end = resource.getrusage(resource.RUSAGE_SELF)
+    system_s = end.ru_stime - begin.ru_stime
+    cpu_s = end.ru_utime - begin.ru_utime + system_s
     await asyncio.to_thread(client.join)
     line = f"{name:15} {requests} requests: {cpu_s / requests * 1e6:8.1f} us CPU a request"
+    line += f" ({system_s / cpu_s:.0%} in the kernel)"
     if stream:
         line += f", {cpu_s / requests / tokens * 1e6:6.2f} us a token all in"
         line += f", {writes / requests:.1f} writes a request, median first byte {ttft_ms:.1f} ms"

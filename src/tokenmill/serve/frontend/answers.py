@@ -1,0 +1,256 @@
+"""From running sequences to answers: one that streams, one that collects.
+
+Exists to join sequences with HTTP's streams through a chunk format. It must not know routes or workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tokenmill.errors import TokenmillError
+from tokenmill.protocol.items import TokenLogprobs
+from tokenmill.serve.frontend.http.messages import StreamSink
+from tokenmill.serve.frontend.openai.chunks import DONE, event
+from tokenmill.serve.frontend.openai.errors import error_json, status_of
+from tokenmill.serve.frontend.openai.usage import Usage
+
+PromptScores = list[TokenLogprobs | None]
+
+
+class ChunkFormat(Protocol):
+    """How an API writes its chunks; see ``openai.chunks``."""
+
+    include_usage: bool
+
+    def opening(self, index: int, prompt_logprobs: Sequence[TokenLogprobs | None] | None = None) -> bytes:
+        """Return the first chunk of a choice, or nothing."""
+        ...
+
+    def delta(
+        self, index: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
+    ) -> bytes:
+        """Return the chunk for new tokens, or nothing."""
+        ...
+
+    def closing(self, index: int, reason: str) -> bytes:
+        """Return the last chunk of a choice."""
+        ...
+
+    def usage(self, usage: Usage) -> bytes:
+        """Return the chunk after all choices."""
+        ...
+
+
+@dataclass(slots=True)
+class Tally:
+    """Token counts of a request, filled as its sequences end. ``per_prompt``: choices that share a prompt, so
+    that its cached tokens are counted once."""
+
+    prompt_tokens: int
+    per_prompt: int = 1
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+    def add(self, index: int, output_tokens: int, cached_tokens: int) -> None:
+        """A sequence has ended."""
+        self.output_tokens += output_tokens
+        if index % self.per_prompt == 0:
+            self.cached_tokens += cached_tokens
+
+    def usage(self) -> Usage:
+        """Return the counts in OpenAI's form."""
+        return Usage.of(self.prompt_tokens, self.output_tokens, self.cached_tokens)
+
+
+class Controls(Protocol):
+    """What an answer may do to the sequences behind it."""
+
+    def ended(self, status: str) -> None:
+        """The answer is over; sequences still running are cancelled. Called once."""
+        ...
+
+    def pause(self) -> None:
+        """The reader is behind."""
+        ...
+
+    def resume(self) -> None:
+        """The reader has caught up."""
+        ...
+
+
+class StreamedAnswer:
+    """Server-sent events of ``choices`` sequences. Until it is attached, bytes wait in ``_backlog``: what
+    comes between the first token and the next iteration of the loop."""
+
+    def __init__(self, chunks: ChunkFormat, choices: int, tally: Tally, controls: Controls) -> None:
+        self._chunks = chunks
+        self._tally = tally
+        self._controls = controls
+        self._left = choices
+        self._opened = [False] * choices
+        self._prompt_scores: dict[int, PromptScores] = {}
+        self._sink: StreamSink | None = None
+        self._backlog: list[bytes] = []
+        self._over = False
+        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def started(self) -> None:
+        """Return when there is something to send. Raises what went wrong before. Cancelled: call ``gone``."""
+        await self._started
+
+    # SequenceListener ----------------------------------------------------------------------------------
+
+    def prompt_scored(self, index: int, logprobs: PromptScores) -> None:
+        """Keep the prompt's scores for the opening chunk."""
+        self._prompt_scores[index] = logprobs
+
+    def output_made(
+        self, index: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
+    ) -> None:
+        """Send a chunk."""
+        data = self._chunks.delta(index, text, tokens, logprobs)
+        if not self._opened[index]:
+            data = self._opening(index) + data
+        if data:
+            self._write(data)
+
+    def sequence_finished(self, index: int, reason: str, output_tokens: int, cached_tokens: int) -> None:
+        """Send the finish reason, and after the last sequence usage and end."""
+        self._tally.add(index, output_tokens, cached_tokens)
+        data = self._chunks.closing(index, reason)
+        if not self._opened[index]:
+            data = self._opening(index) + data
+        self._left -= 1
+        if self._left == 0:
+            if self._chunks.include_usage:
+                data += self._chunks.usage(self._tally.usage())
+            data += DONE
+        self._write(data)
+        if self._left == 0:
+            self._finish("200")
+
+    def sequence_failed(self, _index: int, error: TokenmillError, /) -> None:
+        """End with an error: as an HTTP status if nothing was sent, else as an event."""
+        if self._over:
+            return
+        if not self._started.done():
+            self._over = True
+            self._started.set_exception(error)
+            self._controls.ended(str(status_of(error)))
+            return
+        self._write(event(error_json(error)))
+        self._finish(str(status_of(error)))
+
+    # StreamSource --------------------------------------------------------------------------------------
+
+    def attach(self, sink: StreamSink) -> None:
+        """Send what waited, then each chunk as it comes."""
+        self._sink = sink
+        if self._backlog:
+            sink.write(b"".join(self._backlog))
+            self._backlog.clear()
+        if self._over:
+            sink.end()
+
+    def pause(self) -> None:
+        """The client reads too slowly."""
+        self._controls.pause()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        self._controls.resume()
+
+    def gone(self) -> None:
+        """The client left."""
+        if not self._over:
+            self._over = True
+            self._controls.ended("499")
+
+    # Inside --------------------------------------------------------------------------------------------
+
+    def _opening(self, index: int) -> bytes:
+        self._opened[index] = True
+        return self._chunks.opening(index, self._prompt_scores.pop(index, None))
+
+    def _write(self, data: bytes) -> None:
+        if self._sink is not None:
+            self._sink.write(data)
+            return
+        self._backlog.append(data)
+        if not self._started.done():
+            self._started.set_result(None)
+
+    def _finish(self, status: str) -> None:
+        self._over = True
+        self._controls.ended(status)
+        if self._sink is not None:
+            self._sink.end()
+
+
+@dataclass(slots=True)
+class Collected:
+    """One choice, whole."""
+
+    texts: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: PromptScores | None = None
+    reason: str = "length"
+
+    @property
+    def text(self) -> str:
+        """The choice's text."""
+        return "".join(self.texts)
+
+
+class CollectedAnswer:
+    """Collects ``choices`` sequences; ``result`` waits for all of them."""
+
+    def __init__(self, choices: int, tally: Tally, on_end: Callable[[str], None]) -> None:
+        self._tally = tally
+        self._on_end = on_end
+        self._choices = [Collected() for _ in range(choices)]
+        self._left = choices
+        self._done: asyncio.Future[list[Collected]] = asyncio.get_running_loop().create_future()
+
+    async def result(self) -> list[Collected]:
+        """Return the choices, or raise what went wrong. Cancelled: the sequences are too."""
+        try:
+            return await self._done
+        except asyncio.CancelledError:
+            if self._done.done() and not self._done.cancelled():
+                self._done.exception()  # seen: it failed while the client was leaving
+            self._on_end("499")
+            raise
+
+    def prompt_scored(self, index: int, logprobs: PromptScores) -> None:
+        """Keep the prompt's scores."""
+        self._choices[index].prompt_logprobs = logprobs
+
+    def output_made(
+        self, index: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
+    ) -> None:
+        """Keep new output."""
+        choice = self._choices[index]
+        choice.texts.append(text)
+        choice.tokens.extend(tokens)
+        if logprobs:
+            choice.logprobs.extend(logprobs)
+
+    def sequence_finished(self, index: int, reason: str, output_tokens: int, cached_tokens: int) -> None:
+        """Keep the end; the last one completes the answer."""
+        self._tally.add(index, output_tokens, cached_tokens)
+        self._choices[index].reason = reason
+        self._left -= 1
+        if self._left == 0 and not self._done.done():
+            self._done.set_result(self._choices)
+            self._on_end("200")
+
+    def sequence_failed(self, _index: int, error: TokenmillError, /) -> None:
+        """The first failure ends the answer."""
+        if not self._done.done():
+            self._done.set_exception(error)
+            self._on_end(str(status_of(error)))

@@ -1,0 +1,1 @@
+"""OpenAI's API: bodies in, checked requests out; tokens in, OpenAI's JSON out. No sockets, no workers."""

@@ -1,0 +1,172 @@
+"""POST /v1/chat/completions.
+
+Exists to turn a chat into one prompt and its sequences into OpenAI's answer. It must not know workers.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tokenmill.errors import BadRequest
+from tokenmill.protocol.ids import RequestId
+from tokenmill.serve.frontend.answers import Collected, Tally
+from tokenmill.serve.frontend.generation import SequenceSpec
+from tokenmill.serve.frontend.http.messages import Answer, Request, Response, Stream
+from tokenmill.serve.frontend.openai.chunks import ChatChunks
+from tokenmill.serve.frontend.openai.errors import decode_body
+from tokenmill.serve.frontend.openai.logprobs import chat_logprobs
+from tokenmill.serve.frontend.openai.sampling import (
+    MAX_LOGPROBS,
+    check_range,
+    check_supported,
+    choices_of,
+    output_tokens,
+    refuse,
+    seed_of,
+    stops_of,
+    to_sampling,
+    unsupported,
+)
+from tokenmill.serve.frontend.openai.schema import ChatRequest, TokenizeRequest
+from tokenmill.serve.frontend.service import Service
+
+ENDPOINT = "/v1/chat/completions"
+
+
+class ChatApi:
+    """The route, with its decoder."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._decoder = msgspec.json.Decoder(ChatRequest)
+
+    async def __call__(self, request: Request) -> Answer:
+        """Answer one chat. Cancelled: its sequences are cancelled at their workers."""
+        service = self._service
+        body = decode_body(self._decoder, request.body)
+        service.check_model(body.model)
+        _check(body)
+        prompt = await render_chat(service, body)
+        answer_id = service.new_id("chatcmpl-")
+        specs = await self._specs(body, prompt, answer_id)
+        tally = Tally(len(prompt), per_prompt=len(specs))
+        skip_special = body.skip_special_tokens is not False
+        if body.stream:
+            chunks = self._chunks(body, prompt, answer_id, len(specs))
+            stream = await service.generator.stream(
+                ENDPOINT, specs, chunks, tally, skip_special_tokens=skip_special
+            )
+            return Stream(stream)
+        choices = await service.generator.collect(ENDPOINT, specs, tally, skip_special_tokens=skip_special)
+        return Response(200, self._whole(body, prompt, answer_id, choices, tally))
+
+    async def _specs(self, body: ChatRequest, prompt: list[int], answer_id: str) -> list[SequenceSpec]:
+        service = self._service
+        limits = await service.limits()
+        field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        default = service.config.default_max_tokens or None
+        max_tokens = output_tokens(len(prompt), asked, default, limits, field=field)
+        sampling = to_sampling(
+            body,
+            max_tokens=max_tokens,
+            seed=service.seed(body.seed),
+            vocab_size=service.tokenizer.vocab_size,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        )
+        stops = stops_of(body)
+        return [
+            SequenceSpec(
+                request_id=RequestId(f"{answer_id}-{index}"),
+                prompt=prompt,
+                sampling=msgspec.structs.replace(sampling, seed=seed_of(sampling.seed, index))
+                if index
+                else sampling,
+                stops=stops,
+                include_stop=bool(body.include_stop_str_in_output),
+                priority=body.priority or 0,
+                cache_salt=body.cache_salt or "",
+            )
+            for index in range(choices_of(body))
+        ]
+
+    def _chunks(self, body: ChatRequest, prompt: list[int], answer_id: str, choices: int) -> ChatChunks:
+        return ChatChunks(
+            answer_id,
+            int(self._service.clock.wall()),
+            self._service.model_name,
+            choices=choices,
+            include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
+            names=self._service.tokenizer,
+            top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            prompt_token_ids=prompt if body.return_token_ids else None,
+        )
+
+    def _whole(
+        self, body: ChatRequest, prompt: list[int], answer_id: str, choices: list[Collected], tally: Tally
+    ) -> bytes:
+        answer: dict[str, object] = {
+            "id": answer_id,
+            "object": "chat.completion",
+            "created": int(self._service.clock.wall()),
+            "model": self._service.model_name,
+            "choices": [self._choice(body, index, choice) for index, choice in enumerate(choices)],
+            "usage": tally.usage(),
+        }
+        if body.return_token_ids:
+            answer["prompt_token_ids"] = prompt
+        return msgspec.json.encode(answer)
+
+    def _choice(self, body: ChatRequest, index: int, choice: Collected) -> dict[str, object]:
+        names = self._service.tokenizer
+        shown: dict[str, object] = {
+            "index": index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": chat_logprobs(names, choice.tokens, choice.logprobs, body.top_logprobs or 0)
+            if body.logprobs
+            else None,
+            "finish_reason": choice.reason,
+        }
+        if body.return_token_ids:
+            shown["token_ids"] = choice.tokens
+        return shown
+
+
+def _check(body: ChatRequest) -> None:
+    check_supported(body)
+    refuse("tools", body.tools)
+    refuse("functions", body.functions)
+    refuse("audio", body.audio)
+    refuse("prediction", body.prediction)
+    if body.tool_choice not in (None, "none", "auto"):
+        raise unsupported("tool_choice", "leave it out")
+    if body.function_call not in (None, "none", "auto"):
+        raise unsupported("function_call", "leave it out")
+    if body.modalities not in (None, ["text"]):
+        raise unsupported("modalities", 'leave it out or set it to ["text"]')
+    check_range("top_logprobs", body.top_logprobs, 0, MAX_LOGPROBS)
+    if body.top_logprobs and not body.logprobs:
+        raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+
+
+async def render_chat(service: Service, body: ChatRequest | TokenizeRequest) -> list[int]:
+    """Return the prompt of a chat in token ids."""
+    if service.template is None:
+        raise BadRequest(
+            f"the model {service.model_name} has no chat template; use /v1/completions", param="messages"
+        )
+    continued = bool(body.continue_final_message)
+    generation = body.add_generation_prompt
+    further = dict(body.chat_template_kwargs or {})
+    for name in ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"):
+        if name in further:
+            raise BadRequest(
+                f"chat_template_kwargs.{name} is a field of its own", param=f"chat_template_kwargs.{name}"
+            )
+    text = service.template.render(
+        body.messages or [],
+        add_generation_prompt=not continued if generation is None else generation,
+        continue_final_message=continued,
+        **further,
+    )
+    return await service.tokenizer.encode_async(text, add_special_tokens=False)

@@ -1,0 +1,164 @@
+"""Streamed answers in OpenAI's JSON, as server-sent events.
+
+Exists because this is what every token costs: what does not change from chunk to chunk is encoded once, and a
+plain chunk costs one string encoding and one concatenation. It must not know where tokens come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from tokenmill.protocol.items import TokenLogprobs
+from tokenmill.serve.frontend.openai.logprobs import CompletionLogprobs, TokenNames, chat_logprobs
+from tokenmill.serve.frontend.openai.usage import Usage
+
+DONE = b"data: [DONE]\n\n"
+_encode = msgspec.json.encode
+
+
+def event(payload: bytes) -> bytes:
+    """Return one server-sent event."""
+    return b"data: %b\n\n" % payload
+
+
+class _Chunks:
+    """What both APIs share. A chunk is ``{<constants>,"choices":[<choice>]<usage>}``."""
+
+    def __init__(self, kind: str, answer_id: str, created_s: int, model: str, *, include_usage: bool) -> None:
+        constants = _encode({"id": answer_id, "object": kind, "created": created_s, "model": model})
+        self._constants = b"data: " + constants[:-1]
+        self.include_usage = include_usage
+        self._close = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+
+    def _choice(self, choice: dict[str, Any], **extra: Any) -> bytes:
+        further = b"," + _encode(extra)[1:-1] if extra else b""
+        return self._constants + further + b',"choices":[' + _encode(choice) + b"]" + self._close
+
+    def usage(self, usage: Usage) -> bytes:
+        """Return the last chunk: no choices, the usage of the whole request."""
+        return self._constants + b',"choices":[],"usage":' + _encode(usage) + b"}\n\n"
+
+
+class ChatChunks(_Chunks):
+    """Chunks of a chat. ``top_logprobs`` None: no log probabilities."""
+
+    def __init__(
+        self,
+        answer_id: str,
+        created_s: int,
+        model: str,
+        *,
+        choices: int,
+        include_usage: bool,
+        names: TokenNames,
+        top_logprobs: int | None = None,
+        prompt_token_ids: list[int] | None = None,
+    ) -> None:
+        super().__init__("chat.completion.chunk", answer_id, created_s, model, include_usage=include_usage)
+        self._names = names
+        self._top = top_logprobs
+        self._prompt_token_ids = prompt_token_ids
+        self._plain = top_logprobs is None and prompt_token_ids is None
+        self._heads = [
+            self._constants + b',"choices":[{"index":%d,"delta":{"content":' % index
+            for index in range(choices)
+        ]
+        self._tail = b'},"logprobs":null,"finish_reason":null}]' + self._close
+
+    def opening(self, index: int, prompt_logprobs: Sequence[TokenLogprobs | None] | None = None) -> bytes:  # noqa: ARG002
+        """Return the chunk that names the role."""
+        delta = {"role": "assistant", "content": ""}
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        if self._prompt_token_ids is not None:
+            return self._choice(choice, prompt_token_ids=self._prompt_token_ids)
+        return self._choice(choice)
+
+    def delta(
+        self, index: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
+    ) -> bytes:
+        """Return the chunk for new tokens; empty where there is nothing to tell yet."""
+        if self._plain:
+            return self._heads[index] + _encode(text) + self._tail if text else b""
+        if not text and not tokens:
+            return b""
+        choice: dict[str, Any] = {
+            "index": index,
+            "delta": {"content": text},
+            "logprobs": None
+            if self._top is None
+            else chat_logprobs(self._names, tokens, logprobs or (), self._top),
+            "finish_reason": None,
+        }
+        if self._prompt_token_ids is not None:
+            choice["token_ids"] = tokens
+        return self._choice(choice)
+
+    def closing(self, index: int, reason: str) -> bytes:
+        """Return the chunk that names the finish reason."""
+        return self._choice({"index": index, "delta": {}, "logprobs": None, "finish_reason": reason})
+
+
+class CompletionChunks(_Chunks):
+    """Chunks of completions. ``echoes``: by choice, the prompt's text and ids where it is sent back;
+    ``prompt_token_ids``: by choice, where token ids are wanted."""
+
+    def __init__(
+        self,
+        answer_id: str,
+        created_s: int,
+        model: str,
+        *,
+        choices: int,
+        include_usage: bool,
+        names: TokenNames,
+        top_logprobs: int | None = None,
+        echoes: Sequence[tuple[str, list[int]]] | None = None,
+        prompt_token_ids: Sequence[list[int]] | None = None,
+    ) -> None:
+        super().__init__("text_completion", answer_id, created_s, model, include_usage=include_usage)
+        self._echoes = echoes
+        self._prompt_token_ids = prompt_token_ids
+        self._logprobs = (
+            None
+            if top_logprobs is None
+            else [CompletionLogprobs(names, top_logprobs) for _ in range(choices)]
+        )
+        self._plain = top_logprobs is None and prompt_token_ids is None
+        self._heads = [
+            self._constants + b',"choices":[{"index":%d,"text":' % index for index in range(choices)
+        ]
+        self._tail = b',"logprobs":null,"finish_reason":null}]' + self._close
+
+    def opening(self, index: int, prompt_logprobs: Sequence[TokenLogprobs | None] | None = None) -> bytes:
+        """Return the chunk with the prompt, where it is sent back."""
+        if self._echoes is None and self._prompt_token_ids is None:
+            return b""
+        text, ids = self._echoes[index] if self._echoes is not None else ("", [])
+        logprobs = None
+        if self._logprobs is not None and self._echoes is not None:
+            logprobs = self._logprobs[index].take(ids, prompt_logprobs or ())
+        choice: dict[str, Any] = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+        if self._prompt_token_ids is not None:
+            choice["prompt_token_ids"] = self._prompt_token_ids[index]
+        return self._choice(choice)
+
+    def delta(
+        self, index: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
+    ) -> bytes:
+        """Return the chunk for new tokens; empty where there is nothing to tell yet."""
+        if self._plain:
+            return self._heads[index] + _encode(text) + self._tail if text else b""
+        if not text and not tokens:
+            return b""
+        scores = None if self._logprobs is None else self._logprobs[index].take(tokens, logprobs or ())
+        choice: dict[str, Any] = {"index": index, "text": text, "logprobs": scores, "finish_reason": None}
+        if self._prompt_token_ids is not None:
+            choice["token_ids"] = tokens
+        return self._choice(choice)
+
+    def closing(self, index: int, reason: str) -> bytes:
+        """Return the chunk that names the finish reason."""
+        return self._choice({"index": index, "text": "", "logprobs": None, "finish_reason": reason})

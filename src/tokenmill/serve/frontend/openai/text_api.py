@@ -1,0 +1,77 @@
+"""GET /v1/models, POST /tokenize and /detokenize: what needs no worker's work.
+
+Exists beside OpenAI's own routes in vLLM's form. It must not know workers' insides.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tokenmill.errors import BadRequest
+from tokenmill.serve.frontend.http.messages import Answer, Request, Response
+from tokenmill.serve.frontend.openai.chat import render_chat
+from tokenmill.serve.frontend.openai.errors import decode_body
+from tokenmill.serve.frontend.openai.sampling import check_token_ids
+from tokenmill.serve.frontend.openai.schema import DetokenizeRequest, TokenizeRequest
+from tokenmill.serve.frontend.service import Service
+
+
+class TextApi:
+    """The routes, with their decoders."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._tokenize = msgspec.json.Decoder(TokenizeRequest)
+        self._detokenize = msgspec.json.Decoder(DetokenizeRequest)
+
+    async def models(self, _request: Request) -> Answer:
+        """List the one model."""
+        return _json({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Answer:
+        """Describe one model, or 404."""
+        self._service.check_model(request.path.removeprefix("/v1/models/"))
+        return _json(self._model())
+
+    def _model(self) -> dict[str, object]:
+        service = self._service
+        return {
+            "id": service.model_name,
+            "object": "model",
+            "created": service.created_s,
+            "owned_by": "tokenmill",
+            "max_model_len": service.workers.shortest_context or None,
+        }
+
+    async def tokenize(self, request: Request) -> Answer:
+        """Return the ids of a text or a chat."""
+        service = self._service
+        body = decode_body(self._tokenize, request.body)
+        service.check_model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise BadRequest("give either prompt or messages", param="prompt")
+        if body.prompt is not None:
+            add_special = body.add_special_tokens is not False
+            ids = await service.tokenizer.encode_async(body.prompt, add_special_tokens=add_special)
+        else:
+            ids = await render_chat(service, body)
+        answer: dict[str, object] = {
+            "count": len(ids),
+            "max_model_len": service.workers.shortest_context or None,
+            "tokens": ids,
+        }
+        if body.return_token_strs:
+            answer["token_strs"] = [service.tokenizer.token_text(token) for token in ids]
+        return _json(answer)
+
+    async def detokenize(self, request: Request) -> Answer:
+        """Return the text of ids."""
+        service = self._service
+        body = decode_body(self._detokenize, request.body)
+        service.check_model(body.model)
+        check_token_ids("tokens", body.tokens, service.tokenizer.vocab_size)
+        return _json({"prompt": service.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+
+
+def _json(value: dict[str, object]) -> Response:
+    return Response(200, msgspec.json.encode(value))
