@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=25)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--size", default="20m")
+    parser.add_argument("--size", default="16m")
     arguments = parser.parse_args()
     about = machine()
     runs = measure(arguments)["runs"]

@@ -19,7 +19,8 @@ CODE_PROMPT = "The code word is {word}. Please remember it. What is the code wor
 
 @pytest.fixture(scope="module")
 def factory(serve_module: Callable[..., RunningFactory]) -> RunningFactory:
-    return serve_module("--prefill", "1", "--decode", "1")
+    # float32: in bfloat16 the same request may round differently in another batch, and so end differently.
+    return serve_module("--prefill", "1", "--decode", "1", "--dtype", "float32")
 
 
 @pytest.fixture
@@ -64,6 +65,16 @@ async def test_the_code_word_arrives_with_the_cache(
         model=model, messages=ask(CODE_PROMPT.format(word=word)), temperature=0
     )
     assert word in (answer.choices[0].message.content or "")
+
+
+async def test_it_answers_as_it_is_served_by_default(serve: Callable[..., RunningFactory]) -> None:
+    url = f"{serve().url}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        name = (await client.models.list()).data[0].id
+        answer = await client.chat.completions.create(
+            model=name, messages=ask(CODE_PROMPT.format(word="copper-lantern-58")), temperature=0
+        )
+    assert "copper-lantern-58" in (answer.choices[0].message.content or "")
 
 
 async def test_prefill_and_decode_really_are_apart(
@@ -233,6 +244,10 @@ async def test_kill_9_in_mid_request_loses_nothing(
         await asyncio.sleep(0.1)
     again = await client.completions.create(**request, extra_body=extra)
     assert again.choices[0].text == expected
+    deadline = time.monotonic() + 45  # an export that nobody fetched is held for its lease of 30 s
+    while any(w["kv_blocks_used"] + w["exported"] + w["running"] for w in factory.worker_loads()):
+        assert time.monotonic() < deadline, factory.worker_loads()
+        await asyncio.sleep(0.1)
 
 
 async def test_metrics_count_tokens(factory: RunningFactory, client: openai.AsyncOpenAI, model: str) -> None:
