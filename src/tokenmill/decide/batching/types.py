@@ -166,7 +166,14 @@ class StepExecuted(msgspec.Struct, frozen=True, eq=False):
     sampled: list[int]
 
 
-Event = RequestArrived | RequestCancelled | KvArrived | KvLost | ExportReleased | StepExecuted
+class StepAbandoned(msgspec.Struct, frozen=True, eq=False):
+    """A plan could not be carried out. Its chunks are planned again, but for requests cancelled since; their
+    KV may have been written in part, which computing them again mends."""
+
+    plan: StepPlan
+
+
+Event = RequestArrived | RequestCancelled | KvArrived | KvLost | ExportReleased | StepExecuted | StepAbandoned
 
 
 # Instructions ------------------------------------------------------------------------------------
