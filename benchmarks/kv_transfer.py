@@ -1,12 +1,13 @@
 """How fast a KV cache moves between two processes of this machine, against copying memory with numpy.
 
-    python benchmarks/kv_transfer.py [--cache-mib 256] [--rounds 9] [--out benchmarks/results/kv_transfer.json]
+    python benchmarks/kv_transfer.py [--cache-mib 256] [--rounds 9] [--out FILE.json]
 
-The cache is that of an 8-billion-parameter model with grouped-query attention in bfloat16: 64 planes (keys and
-values of 32 layers), 16-token blocks, 2048 bytes a token and plane; 256 MiB are 2048 tokens. Each round does, one
-after the other, a numpy copy of as many bytes (warm, one thread) and a pull through each transport, once
-with both block tables in order and once with both shuffled. The pull's time is all of it: connection, control
-messages, copy, release. Also: how long the pull of a single block takes on an idle machine.
+The cache is that of an 8-billion-parameter model with grouped-query attention in bfloat16: 64 planes (keys
+and values of 32 layers), 16-token blocks, 2048 bytes a token and plane; 256 MiB are 2048 tokens. Each round
+does, one after the other, a numpy copy of as many bytes (warm, one thread) and a pull through each
+transport, once with both block tables in order and once with both shuffled. The pull's time is all of it:
+connection, control messages, copy, release. CPU time is that of both processes together; unlike the speed
+it hardly depends on what else the machine does. Also: how long the pull of a single block takes.
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ async def send(pipe: Connection, blocks: int) -> None:
     loop = asyncio.get_running_loop()
     pipe.send("ready")
     while (order := await loop.run_in_executor(None, pipe.recv)) is not None:
+        if order == "cpu":
+            pipe.send(time.process_time())
+            continue
         name, size, table, tokens = order
         export = transports[name, size].export(table, tokens, lease_s=LEASE_S, on_released=lambda _: None)
         export.seal(b"")
@@ -84,11 +88,16 @@ class Receiver:
         self._pipe = pipe
         self._transports = transports
 
+    def cpu_s(self) -> float:
+        """Return the CPU time that both processes have taken so far."""
+        self._pipe.send("cpu")
+        return float(self._pipe.recv()) + time.process_time()
+
     async def pull_s(self, name: str, size: str, source: list[int], target: list[int], tokens: int) -> float:
         """Return the seconds that one pull takes."""
         self._pipe.send((name, size, source, tokens))
         descriptor = self._pipe.recv()
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.002)  # the sender goes to sleep
         start = time.perf_counter()
         await self._transports[name, size].pull(descriptor, target)
         return time.perf_counter() - start
@@ -102,26 +111,30 @@ async def measure(pipe: Connection, blocks: int, rounds: int) -> dict[str, Any]:
     source, target = np.ones(size_bytes, np.uint8), np.zeros(size_bytes, np.uint8)
     in_order = list(range(blocks))
     tables = {"contiguous": (in_order, in_order), "scattered": (shuffled(blocks, 1), shuffled(blocks, 2))}
-    times: dict[str, list[float]] = {"numpy copy": []}
+    speeds: dict[str, list[float]] = {}
+    cpu: dict[str, list[float]] = {}
     gc.collect()
     gc.disable()
     for round_ in range(rounds + 1):  # the first warms up
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         np.copyto(target, source)
-        taken = {"numpy copy": time.perf_counter() - start}
+        taken = {"numpy copy": (time.perf_counter() - start, time.process_time() - cpu_start)}
         for name in TRANSPORTS:
             for kind, (theirs, ours) in tables.items():
                 tokens = blocks * LARGE.block_tokens
-                taken[f"{name} {kind}"] = await receiver.pull_s(name, "large", theirs, ours, tokens)
-        for case, seconds in taken.items():
+                cpu_start = receiver.cpu_s()
+                seconds = await receiver.pull_s(name, "large", theirs, ours, tokens)
+                taken[f"{name} {kind}"] = seconds, receiver.cpu_s() - cpu_start
+        for case, (seconds, cpu_seconds) in taken.items():
             if round_:
-                times.setdefault(case, []).append(size_bytes / seconds / 1e9)
+                speeds.setdefault(case, []).append(size_bytes / seconds / 1e9)
+                cpu.setdefault(case, []).append(cpu_seconds / size_bytes * 1e12)
     latency = await latencies(receiver)
     gc.enable()
     pipe.send(None)
     for transport in transports.values():
         await transport.stop()
-    return {"gb_per_s": summarized(times), "one_block_us": latency}
+    return {"gb_per_s": summarized(speeds, cpu), "one_block_us": latency}
 
 
 async def latencies(receiver: Receiver, repeats: int = 100) -> dict[str, dict[str, float]]:
@@ -145,8 +158,8 @@ def shuffled(blocks: int, seed: int) -> list[int]:
     return table
 
 
-def summarized(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Median, extremes, and the median of each round's ratio to the numpy copy of that round."""
+def summarized(times: dict[str, list[float]], cpu: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Median, extremes, ratios to the numpy copy (of each round, and of medians), CPU time."""
     reference = times["numpy copy"]
     return {
         case: {
@@ -155,6 +168,7 @@ def summarized(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
             "max": round(max(speeds), 2),
             "ratio": round(statistics.median(s / r for s, r in zip(speeds, reference, strict=True)), 3),
             "ratio_of_medians": round(statistics.median(speeds) / statistics.median(reference), 3),
+            "cpu_ms_per_gb": round(statistics.median(cpu[case]), 1),
         }
         for case, speeds in times.items()
     }
@@ -180,17 +194,16 @@ def machine() -> dict[str, Any]:
 
 
 def report(result: dict[str, Any]) -> None:
-    print(
-        f"{result['machine']['cpu']}, {result['machine']['cores']} cores, load {result['machine']['load_average']}"
-    )
-    print(
-        f"{result['cache_mib']} MiB, {result['rounds']} rounds; GB/s median (min .. max), ratio to numpy's copy"
-    )
+    where = result["machine"]
+    print(f"{where['cpu']}, {where['cores']} cores, load average {where['load_average']}")
+    print(f"{result['cache_mib']} MiB, {result['rounds']} rounds; ratio to the numpy copy of the same round")
+    print(f"  {'':16} {'GB/s':>6}  {'min .. max':14} {'ratio':>6}  {'CPU ms/GB':>9}")
     for case, speed in result["gb_per_s"].items():
         spread = f"{speed['min']:.2f} .. {speed['max']:.2f}"
         required = REQUIRED.get(case.split()[0])
-        verdict = "" if required is None else f" (required {required:.0%})"
-        print(f"  {case:16} {speed['median']:6.2f}  ({spread:14}) {speed['ratio']:6.1%}{verdict}")
+        wanted = "" if required is None else f"  (required {required:.0%})"
+        figures = f"{speed['median']:6.2f}  {spread:14} {speed['ratio']:6.1%}  {speed['cpu_ms_per_gb']:9.0f}"
+        print(f"  {case:16} {figures}{wanted}")
     print("one block, microseconds, p50 / p95")
     for case, taken in result["one_block_us"].items():
         print(f"  {case:16} {taken['p50']:8.1f} / {taken['p95']:.1f}")

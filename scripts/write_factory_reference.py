@@ -27,10 +27,10 @@ SECTIONS = (
 )
 HEAD = """# The factory file
 
-A factory is declared in one YAML file (JSON works too). `tokenmill up FILE` runs it on this machine, `tokenmill
-doctor FILE` checks it against the machine, and `tokenmill schema` prints its JSON schema for editors. An unknown
-or misspelt key is an error that names the line and the nearest key. Top-level keys that begin with `x-` are
-yours.
+A factory is declared in one YAML file (JSON works too). `tokenmill up FILE` runs it on this machine,
+`tokenmill doctor FILE` checks it against the machine, and `tokenmill schema` prints its JSON schema for
+editors. An unknown or misspelt key is an error that names the line and the nearest key. Top-level keys that
+begin with `x-` are yours.
 
 ```yaml
 apiVersion: tokenmill/v1
