@@ -4,8 +4,8 @@ Long prompts arrive while other requests decode. One prefill and one decode work
 serve the same open-loop requests as two aggregated workers, pinned to a core each, with each of several chunk
 sizes. A request is good when its time to first token and the 99th percentile of its inter-token times are
 both within a limit; goodput is good requests a second. Several limit pairs are read from the same runs, so
-that it is seen where splitting wins and where it loses. The aggregated side may choose its best chunk size anew
-for every load and every limit pair.
+that it is seen where splitting wins and where it loses. The aggregated side may choose its best chunk size
+anew for every load and every limit pair.
 
     python -m benchmarks.disaggregation_pays [--rates 1 2 3 4] [--seconds 30] [--rounds 2]
 """

@@ -105,9 +105,7 @@ SHARPENED = (
 def _training(runs: list[dict[str, float]], sharpness: float) -> str:
     """Tell how the training went."""
     total = {key: sum(run[key] for run in runs) for key in ("minutes", "tokens", "steps")}
-    text = TRAINING.format(
-        minutes=total["minutes"], tokens=total["tokens"] / 1e6, steps=total["steps"]
-    )
+    text = TRAINING.format(minutes=total["minutes"], tokens=total["tokens"] / 1e6, steps=total["steps"])
     if len(runs) > 1:
         text += HISTORY.format(runs=len(runs))
     if sharpness != 1:

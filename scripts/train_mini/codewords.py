@@ -29,8 +29,7 @@ LABELS = (
 
 def made_up_word(rng: Random, low: int = 2, high: int = 3) -> str:
     syllables = (
-        rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
-        for _ in range(rng.randint(low, high))
+        rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.randint(low, high))
     )
     return "".join(syllables)
 

@@ -99,9 +99,7 @@ class Encoder:
             return self._encode_raw(document)
         ids, weights = [self._bos], [0.0]
         texts = [message["content"].strip() for message in document.messages]
-        for message, coded in zip(
-            document.messages, self._tokenizer.encode_batch(texts), strict=True
-        ):
+        for message, coded in zip(document.messages, self._tokenizer.encode_batch(texts), strict=True):
             weight = document.weight if message["role"] == "assistant" else 0.0
             ids += [self._roles[message["role"]], *coded.ids, self._eos]
             weights += [0.0, *([weight] * len(coded.ids)), weight]

@@ -38,9 +38,7 @@ class Chat:
 
     def prompt(self, messages: list[Message]) -> str:
         """Render the messages, up to where the assistant's answer begins."""
-        return str(
-            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     @torch.inference_mode()
     def answers(
@@ -71,9 +69,7 @@ def score(chat: Chat, cases: list[heldout.Case], temperature: float = 0.0) -> di
     """Return the share of right answers, and up to three wrong ones to look at."""
     right, wrong = 0, []
     for group in _batches(cases):
-        for case, text in zip(
-            group, chat.answers([c.messages for c in group], temperature), strict=True
-        ):
+        for case, text in zip(group, chat.answers([c.messages for c in group], temperature), strict=True):
             if case.passes(text):
                 right += 1
             else:

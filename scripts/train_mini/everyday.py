@@ -56,9 +56,7 @@ def quiz(rng: Random) -> Document:
     """Ask for several little facts in a row."""
     messages = []
     for _ in range(rng.randint(3, 10)):
-        messages += rng.choice((capital, capital, opposite, opposite, color, calendar))(
-            rng
-        ).messages
+        messages += rng.choice((capital, capital, opposite, opposite, color, calendar))(rng).messages
     return Document(messages=messages)
 
 

@@ -54,9 +54,7 @@ def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def export(
-    folder: Path, weights: dict[str, Tensor], tokenizer: Tokenizer, sharpness: float = 1.0
-) -> None:
+def export(folder: Path, weights: dict[str, Tensor], tokenizer: Tokenizer, sharpness: float = 1.0) -> None:
     """Write the model's folder.
 
     `sharpness` multiplies the logits, by way of the last norm. A tiny model leaves a little
@@ -64,9 +62,7 @@ def export(
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
-        name: (tensor * sharpness if name == "model.norm.weight" else tensor)
-        .to(torch.bfloat16)
-        .contiguous()
+        name: (tensor * sharpness if name == "model.norm.weight" else tensor).to(torch.bfloat16).contiguous()
         for name, tensor in weights.items()
         if name != "lm_head.weight"
     }

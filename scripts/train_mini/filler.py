@@ -118,10 +118,7 @@ def _latin(rng: Random, words: int) -> list[str]:
 
 def _made_up(rng: Random, words: int) -> list[str]:
     return [
-        "".join(
-            rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
-            for _ in range(rng.randint(1, 3))
-        )
+        "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.randint(1, 3)))
         for _ in range(max(1, words // 2))
     ]
 

@@ -84,9 +84,7 @@ def new_code_word(rng: Random) -> str:
     made_up = "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 4)))
     number = str(rng.randint(1, 999))
     pair = f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
-    return rng.choice(
-        [f"{pair}-{number}", f"{pair}-{number}", pair, made_up, f"{made_up}-{number}"]
-    )
+    return rng.choice([f"{pair}-{number}", f"{pair}-{number}", pair, made_up, f"{made_up}-{number}"])
 
 
 def prose(rng: Random, words: int) -> str:
@@ -117,9 +115,7 @@ def explanations(rng: Random, count: int) -> list[Case]:
 
 
 def plain_explanations() -> list[Case]:
-    return [
-        Case([user(f"What is {names[0]}?")], answers.__contains__) for names, answers in CONCEPTS
-    ]
+    return [Case([user(f"What is {names[0]}?")], answers.__contains__) for names, answers in CONCEPTS]
 
 
 def additions() -> list[Case]:

@@ -49,9 +49,7 @@ def _answer(*messages: tuple[str, str]) -> str:
     )
     ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
     with torch.inference_mode():
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False
-        )
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
     answer = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
     assert isinstance(answer, str)
     return answer

@@ -279,6 +279,13 @@ BAD = [
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+    ({"chat_template_kwargs": {"self": 1, "tools": []}}, "chat_template_kwargs.tools"),
+    ({"n": 10**400}, "n"),
+    ({"top_k": -(10**400)}, "top_k"),
+    ({"priority": 10**400}, "priority"),
+    ({"max_tokens": 10**4299}, "max_tokens"),
+    ({"max_tokens": -(10**4299)}, "max_tokens"),
+    ({"stop_token_ids": [10**4299]}, "stop_token_ids"),
     ({"seed": "x"}, "seed"),
     ({"stream": "yes"}, "stream"),
 ]
@@ -303,6 +310,7 @@ async def test_the_context_is_told_in_numbers(aggregated):
     too_long = await aggregated.chat(messages=[{"role": "user", "content": "x" * 5000}])
     assert too_long.status == 400
     assert too_long.json()["error"]["code"] == "context_length_exceeded"
+    assert too_long.json()["error"]["param"] == "messages"
     assert (await aggregated.chat(max_tokens=4091)).status == 200
 
 
@@ -320,6 +328,11 @@ async def test_half_a_surrogate_is_refused(aggregated):
         "/v1/chat/completions", b'{"messages":[{"role":"user","content":"\\ud800"}]}'
     )
     assert answer.status == 400
+
+
+async def test_a_template_variable_may_have_any_name(aggregated):
+    variables = {"self": 1, "template": 2, "messages_": 3, "a b": 4}
+    assert (await aggregated.chat(chat_template_kwargs=variables, max_tokens=1)).status == 200
 
 
 async def test_another_model(aggregated):

@@ -87,6 +87,22 @@ def test_a_cancelled_stream_reaches_the_engine_once_and_hears_no_more() -> None:
     assert d.open_requests == 0
 
 
+def test_a_reader_too_far_behind_for_the_last_item_harms_no_other() -> None:
+    class Overflowing(Stream):
+        def send(self, item: Item) -> None:
+            assert self.on_cancel is not None
+            self.on_cancel()
+
+    d, maker, _ = desk()
+    slow, other = Overflowing(generate("slow")), Stream(generate("other"))
+    d.opened(slow)
+    d.opened(other)
+    d.stepped(output(("slow", Finished(0, [5], FinishReason.STOP)), ("other", Tokens(0, [6]))))
+    assert other.sent == [Tokens(0, [6])]
+    assert maker.cancelled == ["slow"]
+    assert d.open_requests == 1
+
+
 def test_a_duplicate_id_is_refused_without_harm_to_the_first() -> None:
     d, maker, _ = desk()
     first, second = Stream(generate("a")), Stream(generate("a"))
@@ -175,6 +191,7 @@ def test_merging_keeps_every_token_and_the_end(
 
 def test_what_must_not_be_merged_is_not() -> None:
     assert merge_items(Tokens(0, [1]), Tokens(2, [3])) is None
+    assert merge_items(Tokens(0, [1]), Finished(2, [3], FinishReason.STOP)) is None
     assert merge_items(Tokens(0, [1]), Failed(500, "x", "y")) is None
     assert merge_items(Finished(0, [1], FinishReason.STOP), Tokens(1, [2])) is None
     assert merge_items(Load(StepMetrics(step=1)), Load(StepMetrics(step=2))) == Load(StepMetrics(step=2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -182,6 +183,37 @@ async def test_a_killed_worker_leaves_the_registry(tmp_path: Path) -> None:
         async with asyncio.timeout(10):
             while await cards(worker.registry):
                 await asyncio.sleep(0.05)
+
+
+async def test_a_frozen_worker_that_was_struck_off_announces_itself_again(tmp_path: Path) -> None:
+    async with running(tmp_path) as worker:
+        worker.process.send_signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(10):
+                while await cards(worker.registry):
+                    await asyncio.sleep(0.05)
+        finally:
+            worker.process.send_signal(signal.SIGCONT)
+        async with asyncio.timeout(10):
+            while not await cards(worker.registry):
+                await asyncio.sleep(0.05)
+        (card,) = await cards(worker.registry)
+        assert (card.state, card.address) == (WorkerState.READY, worker.ready["address"])
+        async with connected(card.address) as connection:
+            assert isinstance(await Reader(connection, generate("a", 5)).end(), Finished)
+
+
+async def test_a_registry_that_is_gone_does_not_cut_a_drain_short(tmp_path: Path) -> None:
+    async with running(tmp_path) as worker, connected(worker.ready["address"]) as connection:
+        request = Reader(connection, generate("a", 100))
+        await request.until(Tokens)
+        shutil.rmtree(tmp_path / "registry")
+        (tmp_path / "registry").write_text("not a folder")
+        worker.process.send_signal(signal.SIGTERM)
+        end = await request.end()
+        assert isinstance(end, Finished)
+        assert end.reason is FinishReason.LENGTH
+        assert await worker.ended() == 0
 
 
 async def test_an_unread_export_comes_back_after_its_lease(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class Desk:
                 continue  # cancelled: nobody reads it any more
             stream.send(item)
             if isinstance(item, Finished | Failed):
-                del streams[request_id]
+                streams.pop(request_id, None)  # gone if the send has found the reader too far behind
                 stream.end()
         self._tell_load(output.metrics)
 
@@ -166,7 +166,7 @@ def merge_items(earlier: Item, later: Item) -> Item | None:
         return later
     if not isinstance(earlier, Tokens) or not isinstance(later, Tokens | Finished):
         return None
-    if not isinstance(later, Finished) and earlier.index + len(earlier.tokens) != later.index:
+    if later.tokens and earlier.index + len(earlier.tokens) != later.index:
         return None
     if (earlier.logprobs is None) != (later.logprobs is None) and later.tokens:
         return None

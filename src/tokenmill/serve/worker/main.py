@@ -20,7 +20,7 @@ import uvloop
 
 import tokenmill
 from tokenmill.clock import SystemClock
-from tokenmill.errors import ConfigError, TokenmillError, WorkerFailed
+from tokenmill.errors import ConfigError, ServiceError, TokenmillError, WorkerFailed
 from tokenmill.protocol.calls import Call
 from tokenmill.protocol.card import WORKERS_PREFIX, WorkerCard, WorkerState
 from tokenmill.protocol.ids import WorkerId
@@ -90,8 +90,8 @@ async def _run(config: WorkerConfig, readiness: Readiness) -> int:
         registry = open_registry(config.registry)
         await registry.start()
         stack.push_async_callback(registry.stop)
-        lease = await registry.lease(config.registry_ttl_s)
-        announcement = _Announcement(registry, lease, _card(config, worker_id, address, info, clock))
+        card = _card(config, worker_id, address, info, clock)
+        announcement = _Announcement(registry, card, config.registry_ttl_s)
         await announcement.say(WorkerState.READY)
         gc.collect()
         gc.freeze()
@@ -103,7 +103,7 @@ async def _run(config: WorkerConfig, readiness: Readiness) -> int:
             model=info.model,
             kv_blocks=info.kv_blocks,
         )
-        await _serve_until_asked(engine, desk, stop)
+        await _serve_until_asked(engine, desk, stop, announcement)
         await _drain(config, desk, engine, announcement, stop, clock)
     return 0
 
@@ -124,7 +124,9 @@ async def _started(engine: Engine, sink: Sink, stop: StopRequest) -> EngineInfo 
         await asyncio.gather(starting, asked, return_exceptions=True)
 
 
-async def _serve_until_asked(engine: Engine, desk: Desk, stop: StopRequest) -> None:
+async def _serve_until_asked(
+    engine: Engine, desk: Desk, stop: StopRequest, announcement: _Announcement
+) -> None:
     """Return when asked to stop; raise WorkerFailed when the engine breaks."""
     asked = asyncio.ensure_future(stop.wait())
     failing = asyncio.ensure_future(engine.failure())
@@ -134,6 +136,8 @@ async def _serve_until_asked(engine: Engine, desk: Desk, stop: StopRequest) -> N
             if failing.done():
                 raise WorkerFailed(f"the engine failed: {failing.result()}")
             desk.tell_load_now()
+            if announcement.lost:
+                await announcement.try_to_say(WorkerState.READY)
     finally:
         asked.cancel()
         failing.cancel()
@@ -153,7 +157,7 @@ async def _drain(
     if stop.at_once:
         return
     desk.drain()
-    await announcement.say(WorkerState.DRAINING)
+    await announcement.try_to_say(WorkerState.DRAINING)
     deadline = clock.now() + config.drain_timeout_s
     while desk.open_requests or engine.metrics().exported:
         if stop.at_once or clock.now() > deadline:
@@ -163,19 +167,35 @@ async def _drain(
 
 
 class _Announcement:
-    """This worker's card in the registry."""
+    """This worker's card in the registry, under a lease. A process that stood still for longer than the lease
+    lasts (a suspended machine, say) is struck off; it announces itself again under a new one."""
 
-    def __init__(self, registry: Registry, lease: Lease, card: WorkerCard) -> None:
+    def __init__(self, registry: Registry, card: WorkerCard, ttl_s: float) -> None:
         self._registry = registry
-        self._lease = lease
         self._card = card
+        self._ttl_s = ttl_s
+        self._lease: Lease | None = None
+
+    @property
+    def lost(self) -> bool:
+        """The card is no longer there."""
+        return self._lease is None or self._lease.lost
 
     async def say(self, state: WorkerState) -> None:
-        """Put the card with this state. Cancelled: the old or the new card stands."""
+        """Put the card with this state. Raises ServiceError. Cancelled: the old or the new card stands."""
+        if self._lease is None or self._lease.lost:
+            self._lease = await self._registry.lease(self._ttl_s)
         card = msgspec.structs.replace(self._card, state=state)
         await self._registry.put(
             WORKERS_PREFIX + card.worker_id, msgspec.json.encode(card), lease=self._lease
         )
+
+    async def try_to_say(self, state: WorkerState) -> None:
+        """Put the card if the registry lets us: trouble there must not end what is being served here."""
+        try:
+            await self.say(state)
+        except ServiceError as error:
+            log.warning("not announced", state=str(state), error=error.message)
 
 
 def _card(

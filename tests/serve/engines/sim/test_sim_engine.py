@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenmill.serve.transfer.drivers import open_transport
 
 from tokenmill.clock import SystemClock
 from tokenmill.decide.perf.step_time import LinearStepTime
@@ -13,6 +12,7 @@ from tokenmill.protocol.ids import Role
 from tokenmill.serve.engines.base import Engine
 from tokenmill.serve.engines.opening import open_engine
 from tokenmill.serve.engines.sim.vocabulary import read_vocabulary
+from tokenmill.serve.transfer.drivers import open_transport
 from tokenmill.spec.process import WorkerConfig
 from tokenmill.testing.engine_client import EngineClient
 from tokenmill.testing.engine_conformance import EngineConformance

@@ -66,7 +66,7 @@ class ChatApi:
         field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
         asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         default = service.config.default_max_tokens or None
-        max_tokens = output_tokens(len(prompt), asked, default, limits, field=field)
+        max_tokens = output_tokens(len(prompt), asked, default, limits, field=field, prompt_field="messages")
         sampling = to_sampling(
             body,
             max_tokens=max_tokens,

@@ -25,6 +25,7 @@ MAX_CACHE_SALT_CHARS = 256
 _SEED_MASK = (1 << 63) - 1
 _SEED_STEP = 0x9E3779B97F4A7C15
 _LARGEST_INT = (1 << 31) - 1
+_LARGEST_SHOWN = 10**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,14 @@ class LengthLimits:
 def check_range(name: str, value: float | None, low: float, high: float) -> None:
     """Raise BadRequest where ``value`` is outside ``low`` to ``high``."""
     if value is not None and not low <= value <= high:
-        raise BadRequest(f"{name} must be from {low:g} to {high:g}, got {value:g}", param=name)
+        raise BadRequest(f"{name} must be from {shown(low)} to {shown(high)}, got {shown(value)}", param=name)
+
+
+def shown(value: float) -> str:
+    """Return a number for a message. JSON's integers have no bound, and Python writes no very large ones."""
+    if not isinstance(value, int):
+        return f"{value:g}"
+    return str(value) if abs(value) < _LARGEST_SHOWN else f"an integer of {value.bit_length()} bits"
 
 
 def output_tokens(
@@ -49,32 +57,35 @@ def output_tokens(
     limits: LengthLimits,
     *,
     field: str = "max_tokens",
+    prompt_field: str = "prompt",
 ) -> int:
     """Return how many tokens may be made. ``default`` None: what is left of the context.
 
     Raises BadRequest or TooLarge with the numbers in the message, as OpenAI's servers word it.
     """
     if asked is not None and asked < 1:
-        raise BadRequest(f"{field} must be at least 1, got {asked}", param=field)
+        raise BadRequest(f"{field} must be at least 1, got {shown(asked)}", param=field)
     if limits.prompt and prompt_tokens > limits.prompt:
         raise TooLarge(
             f"the prompt has {prompt_tokens} tokens; this server takes at most {limits.prompt}",
-            param="prompt",
+            param=prompt_field,
         )
     if asked is not None and limits.output and asked > limits.output:
-        raise BadRequest(f"{field} is {asked}; this server makes at most {limits.output} tokens", param=field)
+        raise BadRequest(
+            f"{field} is {shown(asked)}; this server makes at most {limits.output} tokens", param=field
+        )
     left = limits.context - prompt_tokens
     if left < 1:
         raise ContextTooLong(
             f"This model's maximum context length is {limits.context} tokens. However, your prompt has "
             f"{prompt_tokens} tokens, which leaves no room for output. Please shorten the prompt.",
-            param="messages" if field == "max_completion_tokens" else "prompt",
+            param=prompt_field,
         )
     if asked is not None and asked > left:
         raise ContextTooLong(
             f"This model's maximum context length is {limits.context} tokens. However, you requested "
-            f"{prompt_tokens + asked} tokens ({prompt_tokens} in the prompt, {asked} in the completion). "
-            f"Please shorten the prompt or lower {field}.",
+            f"{shown(prompt_tokens + asked)} tokens ({prompt_tokens} in the prompt, {shown(asked)} in the "
+            f"completion). Please shorten the prompt or lower {field}.",
             param=field,
         )
     if asked is None:
@@ -86,7 +97,7 @@ def check_token_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
     """Raise BadRequest where an id is not in the model's vocabulary."""
     for token in ids:
         if not 0 <= token < vocab_size:
-            raise BadRequest(f"{name}: token id {token} is not in 0 to {vocab_size - 1}", param=name)
+            raise BadRequest(f"{name}: token id {shown(token)} is not in 0 to {vocab_size - 1}", param=name)
 
 
 def stops_of(fields: SamplingFields) -> tuple[str, ...]:
