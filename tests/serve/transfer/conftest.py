@@ -13,6 +13,20 @@ from tokenmill.serve.transfer.base import KvLayout
 from tokenmill.serve.transfer.drivers import open_transport
 from tokenmill.serve.transfer.memory import HostKvMemory
 
+
+def _mapping_lines():
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "tokenmill-kv" in line]
+
+
+@pytest.fixture
+def mappings():
+    """A function that gives this process's mappings of KV memory, without those that were there before:
+    what an earlier test's tensors still hold is not this test's."""
+    gc.collect()
+    before = set(_mapping_lines())
+    return lambda: [line for line in _mapping_lines() if line not in before]
+
+
 LAYOUT = KvLayout(planes=4, block_tokens=16, token_bytes=64, dtype="float32")
 
 

@@ -129,10 +129,6 @@ async def ours(name):
         memory.close()
 
 
-def mapped():
-    return Path("/proc/self/maps").read_text().count("tokenmill-kv")
-
-
 async def test_a_cache_comes_from_another_process(name):
     async with ours(name) as (transport, memory), peer("send", name) as sender:
         descriptor = bytes.fromhex(await sender.line())
@@ -146,7 +142,7 @@ async def test_a_cache_comes_from_another_process(name):
 
 
 @pytest.mark.parametrize("when", ["before a byte", "half way"])
-async def test_a_killed_sender_fails_the_pull_at_once(name, when):
+async def test_a_killed_sender_fails_the_pull_at_once(name, when, mappings):
     async with ours(name) as (transport, memory), peer("send", name) as sender:
         descriptor = bytes.fromhex(await sender.line())
         pull = asyncio.create_task(transport.pull(descriptor, list(range(BLOCKS)), idle_timeout_s=1000))
@@ -161,7 +157,7 @@ async def test_a_killed_sender_fails_the_pull_at_once(name, when):
             with pytest.raises(HandoffFailed):
                 await pull
         await asyncio.sleep(0.01)
-        assert mapped() == 1, "the dead peer's memory is still mapped"
+        assert len(mappings()) == 1, "the dead peer's memory is still mapped"
 
 
 async def test_a_killed_receiver_frees_the_export_at_once(name):

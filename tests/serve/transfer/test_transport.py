@@ -6,7 +6,6 @@ import random
 import socket
 import threading
 import time
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -451,7 +450,7 @@ async def test_no_way_in_common_is_said(open_pair):
             find_transport([b], a.name)
 
 
-async def test_the_memory_is_mapped_once_and_only_while_the_peer_lives(open_pair):
+async def test_the_memory_is_mapped_once_and_only_while_the_peer_lives(open_pair, mappings):
     async with open_pair(("shm",), ("shm",)) as (a, b, _, _):
         for _ in range(3):
             export = a.export([0], 16, lease_s=5, on_released=Ends())
@@ -463,11 +462,7 @@ async def test_the_memory_is_mapped_once_and_only_while_the_peer_lives(open_pair
         assert len(mappings()) == 2
 
 
-def mappings():
-    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "tokenmill-kv" in line]
-
-
-async def test_peers_cannot_write_the_senders_memory(open_pair):
+async def test_peers_cannot_write_the_senders_memory(open_pair, mappings):
     async with open_pair(("shm",), ("shm",)) as (a, b, _, _):
         export = a.export([0], 16, lease_s=5, on_released=Ends())
         export.seal(b"")

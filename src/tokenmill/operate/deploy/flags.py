@@ -60,6 +60,8 @@ def to_environment(base: Mapping[str, str], spec: ProcessSpec) -> dict[str, str]
     said = {ENVIRONMENT_PREFIX + item.name.upper() for item in fields(spec.config)}
     environment = {name: value for name, value in base.items() if name not in said}
     environment["PYTHONUNBUFFERED"] = "1"
+    # Workers share cores with each other and the front door: a waiting thread must not spin on one.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if spec.threads:
         environment |= dict.fromkeys(_THREAD_VARIABLES, str(spec.threads))
     return environment
