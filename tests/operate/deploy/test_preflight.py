@@ -6,7 +6,9 @@ import socket
 import pytest
 
 from tokenmill.errors import ConfigError
-from tokenmill.operate.deploy.preflight import check_cpus, check_port, grounded
+from tokenmill.operate.deploy.plant import MAX_PROCESSES, process_specs
+from tokenmill.operate.deploy.preflight import check_cpus, check_place, check_port, grounded
+from tokenmill.spec.derive import scaled
 from tokenmill.spec.load import parse_factory
 
 
@@ -50,3 +52,13 @@ def test_ports_must_be_free_and_hosts_known():
     check_port("127.0.0.1", port)
     with pytest.raises(ConfigError, match="no such address"):
         check_port("256.256.256.256", 80)
+
+
+def test_a_machine_is_not_asked_for_more_processes_than_it_can_watch():
+    front = 1
+    process_specs(scaled(factory(), {"w": MAX_PROCESSES - front}), cores=1)
+    too_many = scaled(factory(), {"w": MAX_PROCESSES})
+    with pytest.raises(ConfigError, match=f"replicas: {MAX_PROCESSES + front} processes are too many"):
+        process_specs(too_many, cores=1)
+    with pytest.raises(ConfigError, match="replicas"):
+        check_place(too_many, ports=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenmill.errors import TokenmillError
+from tokenmill.errors import ConfigError, TokenmillError
 from tokenmill.operate.deploy.state import (
     MAX_SOCKET_PATH_BYTES,
     StateFolder,
@@ -20,6 +20,15 @@ def test_where_the_state_is():
     assert state_root({"TOKENMILL_STATE_DIR": "/s", "XDG_STATE_HOME": "/x"}) == Path("/s")
     assert state_root({"XDG_STATE_HOME": "/x"}) == Path("/x/tokenmill")
     assert state_root({}) == Path.home() / ".local/state/tokenmill"
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(ConfigError, match="set TOKENMILL_STATE_DIR"):
+        state_root({})
 
 
 def test_a_name_is_held_once_and_free_again_afterwards(tmp_path):

@@ -159,6 +159,13 @@ def test_a_minute_of_health_forgives_earlier_crashes(world):
     assert world.starts[-1][0] - died == 0.5
 
 
+def test_who_was_killed_is_said_to_be_whatever_it_said_last(world):
+    world.plan(worker())
+    world.ready("decode-0")
+    world.exit("decode-0", code=-9, message="12:00:00 [info     ] worker ready")
+    assert world.state("decode-0").message == "killed by signal 9"
+
+
 def test_a_config_fault_at_the_start_ends_the_factory_with_its_message(world):
     world.plan(worker("prefill"), worker("decode"))
     world.feed(ProcessFailed(instance=1, message="no such model", config_fault=True))

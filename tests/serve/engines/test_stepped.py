@@ -110,3 +110,32 @@ async def test_an_executor_that_cannot_load_fails_the_start(model: Path) -> None
     with pytest.raises(ConfigError, match="broken"):
         async with EngineClient(made):
             pass
+
+
+async def test_requests_that_a_stopping_engine_has_not_seen_end_too(model: Path) -> None:
+    made, _ = engine(model, "none")
+    async with EngineClient(made) as client:
+        _, running = client.submit([9] * 5, max_tokens=1000)
+        await asyncio.wait_for(running.progress.wait(), 10)
+        stopping = asyncio.create_task(made.stop())
+        _, unseen = client.submit([9] * 5)
+        await asyncio.sleep(0)
+        _, late = client.submit([9] * 5)
+        await finished(running, unseen, late)
+        await stopping
+        for answer in (running, unseen, late):
+            assert isinstance(answer.end, Failed)
+            assert answer.end.retryable
+
+
+async def test_requests_that_come_while_the_engine_breaks_end_too(model: Path) -> None:
+    made, _ = engine(model, "always")
+    async with EngineClient(made) as client:
+        broken = asyncio.ensure_future(made.failure())
+        answers = []
+        while not broken.done():
+            answers.append(client.submit([9] * 5)[1])
+            await asyncio.sleep(0)
+        answers.append(client.submit([9] * 5)[1])
+        await finished(*answers)
+        assert all(isinstance(answer.end, Failed) for answer in answers)

@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from tokenmill.errors import ConfigError
 from tokenmill.spec.derive import to_frontend_config, worker_config
 from tokenmill.spec.factory import Factory, Stage
 from tokenmill.spec.process import FrontendConfig, WorkerConfig
 
 FRONTEND_STAGE: Final = "frontend"
+
+MAX_PROCESSES: Final = 256
+"""Of one factory on one machine: each takes three of its supervisor's file descriptors; 1024 are usual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +172,21 @@ class ProcessStatus:
     message: str
 
 
+def check_count(factory: Factory) -> None:
+    """Raise ConfigError for more processes than one machine should be asked to run."""
+    count = factory.frontend.replicas + sum(stage.replicas for stage in factory.stages)
+    if count > MAX_PROCESSES:
+        raise ConfigError(
+            f"replicas: {count} processes are too many for one machine; at most {MAX_PROCESSES} in all"
+        )
+
+
 def process_specs(factory: Factory, cores: int) -> tuple[ProcessSpec, ...]:
-    """Return what a factory runs on this machine, workers first. ``cores``: how many it may use."""
+    """Return what a factory runs on this machine, workers first. ``cores``: how many it may use.
+
+    Raises ConfigError for too many.
+    """
+    check_count(factory)
     torch_workers = sum(stage.replicas for stage in factory.stages if stage.engine == "torch")
     share = max(1, cores // max(1, torch_workers))
     workers = [

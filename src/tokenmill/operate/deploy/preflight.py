@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from tokenmill.errors import ConfigError
+from tokenmill.operate.deploy.plant import check_count
 from tokenmill.spec.factory import Factory
 from tokenmill.spec.models import resolve_model
 
@@ -33,6 +34,7 @@ def grounded(factory: Factory, folder: Path) -> Factory:
 
 def check_place(factory: Factory, *, ports: bool = True) -> None:
     """Raise ConfigError for what this machine lacks. ``ports``: also where the ports must be free."""
+    check_count(factory)
     check_engines(factory)
     check_cpus(factory)
     check_model(factory)

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from tokenmill.errors import TokenmillError
+from tokenmill.errors import ConfigError, TokenmillError
 
 MAX_SOCKET_PATH_BYTES: Final = 100
 """Unix sockets take 104 (macOS) to 108 (Linux) bytes of path."""
@@ -42,7 +42,11 @@ def state_root(environment: Mapping[str, str]) -> Path:
         return Path(chosen).absolute()
     if xdg := environment.get("XDG_STATE_HOME"):
         return Path(xdg) / "tokenmill"
-    return Path.home() / ".local" / "state" / "tokenmill"
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and the system does not know this user
+        raise ConfigError("there is no home folder: set TOKENMILL_STATE_DIR to one you can write") from None
+    return home / ".local" / "state" / "tokenmill"
 
 
 class StateFolder:

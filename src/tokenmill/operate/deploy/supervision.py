@@ -195,6 +195,8 @@ class Supervision:
         if instance.state is State.DRAINING or self._stopping or self._desired.get(name) != instance.spec:
             return  # it was to go anyway
         slot.message = instance.message or event.message or f"exited with status {event.code}"
+        if event.code is not None and event.code < 0:  # its last line had nothing to do with it
+            slot.message = instance.message or f"killed by signal {-event.code}"
         if instance.ready_since is not None and now - instance.ready_since >= HEALTHY_AFTER_S:
             slot.crashes = 0
         slot.crashes += 1

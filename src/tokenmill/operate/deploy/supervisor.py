@@ -133,9 +133,10 @@ class Supervisor:
         self._display.progress(self._core.statuses())
 
     def _change_plan(self, factory: Factory) -> None:
+        specs = process_specs(factory, usable_cores())
         self._factory = factory
         self._state.factory.write_text(dump_factory(factory), encoding="utf-8")
-        self._feed(PlanChanged(specs=process_specs(factory, usable_cores())))
+        self._feed(PlanChanged(specs=specs))
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

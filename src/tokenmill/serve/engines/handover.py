@@ -146,10 +146,9 @@ class Handover:
 
     def _pull_ended(self, request_id: RequestId, task: asyncio.Task[None]) -> None:
         del self._pulls[request_id]
-        error = None if task.cancelled() else task.exception()
-        if task.cancelled() or error is not None:
+        if task.cancelled():  # nobody wants the request any more
+            self._post(KvLost(request_id))
+        elif (error := task.exception()) is not None:
             self.lost_total += 1
-            log.warning(
-                "handoff failed; computing here", request=request_id, reason=str(error or "cancelled")
-            )
+            log.warning("handoff failed; computing here", request=request_id, reason=str(error))
             self._post(KvLost(request_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 
 import msgspec
@@ -126,6 +127,8 @@ def _sim_settings(config: WorkerConfig, model: Path) -> SimSettings:
         raise ConfigError(
             f"engine_args: {error}; the sim engine takes {known}", param="engine_args"
         ) from error
+    if not all(math.isfinite(value) for value in msgspec.structs.astuple(given)):
+        raise ConfigError("engine_args: the sim engine's numbers must be finite", param="engine_args")
     step_time = LinearStepTime(**{name: getattr(given, name) for name in LinearStepTime.__struct_fields__})
     if given.speedup < 0 or given.jitter < 0 or step_time.fixed_ms < 0 or step_time.prefill_token_ms <= 0:
         raise ConfigError("engine_args: the sim engine's times must be positive", param="engine_args")

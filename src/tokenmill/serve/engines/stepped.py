@@ -179,6 +179,8 @@ class SteppedEngine:
             return Failed(400, "invalid_prompt", f"prompt: token ids must be from 0 to {vocab_size - 1}")
         if self._broken.done():
             return Failed(503, "engine_broken", "this worker's engine has failed", retryable=True)
+        if self._stopping:
+            return _gone()
         return None
 
     def _post(self, event: Event | GenerateRequest) -> None:
@@ -194,6 +196,8 @@ class SteppedEngine:
         for request_id, item in output.items:
             if isinstance(item, Finished | Failed):
                 self._handover.forget(request_id)
+        if self._stopping:
+            moves = []  # the transport is closing, and ends what it has by itself
         offers = [offer for move in moves if (offer := self._handover.carry_out(move)) is not None]
         self._sink(
             EngineOutput(offers + output.items, output.metrics, output.kv_events) if offers else output
@@ -202,6 +206,15 @@ class SteppedEngine:
     def _break(self, why: str) -> None:
         if not self._broken.done():
             self._broken.set_result(why)
+
+    def _thread_ended(self, open_ids: list[RequestId]) -> None:
+        """End what the thread had open and what it never saw. Here, since here alone requests come in."""
+        self._stopping = True
+        waiting = [event.request_id for event in self._inbox if isinstance(event, GenerateRequest)]
+        self._inbox.clear()
+        if open_ids or waiting:
+            items: list[tuple[RequestId, Item]] = [(each, _gone()) for each in (*open_ids, *waiting)]
+            self._deliver(EngineOutput(items, StepMetrics(), []), [])
 
     # On the engine's thread ----------------------------------------------------------------------
 
@@ -222,7 +235,7 @@ class SteppedEngine:
         except BaseException as error:
             log.exception("engine thread ended", engine=self._name)
             self._call(self._break, f"{type(error).__name__}: {error}")
-        self._fail_all()
+        self._call(self._thread_ended, self._answers.open_requests())
         self._executor.close()
 
     def _turn(self) -> None:
@@ -324,21 +337,16 @@ class SteppedEngine:
         output = EngineOutput(items, self._scheduler.metrics(step_ms), self._scheduler.drain_kv_events())
         self._call(self._deliver, output, moves)
 
-    def _fail_all(self) -> None:
-        """End what is still open when the engine stops."""
-        gone = Failed(503, "worker_stopping", "the worker was stopped", retryable=True)
-        waiting = [e.request_id for e in self._inbox if isinstance(e, GenerateRequest)]
-        open_ids = [*self._answers.open_requests(), *waiting]
-        if open_ids:
-            output = EngineOutput([(i, gone) for i in open_ids], StepMetrics(), [])
-            self._call(self._deliver, output, [])
-
     def _call(self, function: Callable[..., None], *args: object) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             # The loop is closed: the process is ending and there is nobody left to tell.
             self._stopping = True
+
+
+def _gone() -> Failed:
+    return Failed(503, "worker_stopping", "the worker was stopped", retryable=True)
 
 
 def _set_unless_done(future: asyncio.Future[ExecutorFacts], facts: ExecutorFacts) -> None:

@@ -127,7 +127,8 @@ class WorkerSet:
         if not self._ready.is_set():
             try:
                 async with asyncio.timeout(self._worker_wait_s):
-                    await self._ready.wait()
+                    while not self._ready.is_set():  # who came may have gone before we run
+                        await self._ready.wait()
             except TimeoutError as error:
                 raise NoWorker(f"{self.readiness().notes[0]}; try again later") from error
         return self._context_tokens

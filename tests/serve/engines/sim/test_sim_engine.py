@@ -74,7 +74,12 @@ class TestSimEngine(EngineConformance):
 
 @pytest.mark.parametrize(
     ("engine_args", "part"),
-    [({"speed": "2"}, "speed"), ({"speedup": "fast"}, "speedup"), ({"speedup": "-1"}, "positive")],
+    [
+        ({"speed": "2"}, "speed"),
+        ({"speedup": "fast"}, "speedup"),
+        ({"speedup": "-1"}, "positive"),
+        ({"speedup": "nan"}, "finite"),
+    ],
 )
 def test_bad_engine_args_are_named(tmp_path: Path, engine_args: dict[str, str], part: str) -> None:
     config = WorkerConfig(model=str(write_tokenizer(tmp_path)), engine="sim", engine_args=engine_args)
