@@ -28,15 +28,16 @@ SHAPES = [
     Shape("long answer", prompt_tokens=64, output_tokens=96, share=0.5),
 ]
 LIMITS = [  # (TTFT in s, p99 inter-token time in ms)
-    (0.5, 15),
-    (1.0, 15),
+    (0.5, 20),
+    (1.0, 20),
     (1.0, 25),
-    (2.0, 25),
+    (2.0, 30),
     (2.0, 50),
-    (4.0, 100),
+    (2.0, 100),
+    (0.5, 400),
     (4.0, 400),
 ]
-CHUNKS = [16, 64, 256]
+CHUNKS = [32, 96, 256]
 
 
 def factory_file(name: str, model: Path, port: int, dtype: str, chunk: int | None) -> str:
@@ -135,8 +136,8 @@ def table(runs: list[dict], arguments: argparse.Namespace) -> list[dict[str, obj
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rates", type=float, nargs="+", default=[1, 2, 3, 4, 6])
-    parser.add_argument("--seconds", type=float, default=25)
+    parser.add_argument("--rates", type=float, nargs="+", default=[4, 7, 10, 13])
+    parser.add_argument("--seconds", type=float, default=16)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--size", default="16m")

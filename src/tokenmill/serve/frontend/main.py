@@ -18,7 +18,7 @@ from tokenmill.clock import Clock, SystemClock
 from tokenmill.decide.router.least_loaded import LeastLoaded
 from tokenmill.decide.router.stages import StageRouter
 from tokenmill.decide.router.types import RouterPolicy
-from tokenmill.errors import ConfigError, TokenmillError
+from tokenmill.errors import ConfigError, ServiceError, TokenmillError
 from tokenmill.serve.fabric.registry import Registry, open_registry
 from tokenmill.serve.frontend.app import App
 from tokenmill.serve.frontend.generator import Generator
@@ -63,8 +63,10 @@ async def run(config: FrontendConfig, registry: Registry | None = None) -> int:
     ``registry``: to be used in place of the one that ``config`` names. Cancelled: stopped without drain.
     """
     readiness = Readiness(config.ready_fd)
+    broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     try:
-        async with frontend(config, registry) as server, stop_requests(config) as stop:
+        async with frontend(config, registry, broken) as server, stop_requests(config) as stop:
+            broken.add_done_callback(lambda why: stop.ask(why.result(), at_once=True))
             readiness.ready(url=f"http://{_url_host(config.host)}:{server.port}")
             gc.collect()
             gc.freeze()
@@ -72,6 +74,8 @@ async def run(config: FrontendConfig, registry: Registry | None = None) -> int:
             await stop.wait()
             _log.info("draining", reason=stop.reason, connections=server.connection_count)
             await server.close(0.0 if stop.at_once else config.drain_timeout_s)
+            if broken.done():
+                raise ServiceError(broken.result())
     except TokenmillError as error:
         _log.error("frontend cannot run", error=error.message)
         fatal = isinstance(error, ConfigError)
@@ -81,9 +85,12 @@ async def run(config: FrontendConfig, registry: Registry | None = None) -> int:
 
 
 @asynccontextmanager
-async def frontend(config: FrontendConfig, registry: Registry | None = None) -> AsyncIterator[HttpServer]:
+async def frontend(
+    config: FrontendConfig, registry: Registry | None = None, broken: asyncio.Future[str] | None = None
+) -> AsyncIterator[HttpServer]:
     """Wire a frontend and serve; yields the listening server. Raises ConfigError for what the user can mend.
 
+    ``broken`` gets the reason when the frontend can find no workers any more and should be started anew.
     Cancelled or left: everything is closed, requests under way are dropped.
     """
     clock: Clock = SystemClock()
@@ -97,7 +104,13 @@ async def frontend(config: FrontendConfig, registry: Registry | None = None) -> 
             registry = open_registry(config.registry)
             await registry.start()
             stack.push_async_callback(registry.stop)
-        workers = WorkerSet(registry, StageRouter(policy), clock, worker_wait_s=config.worker_wait_s)
+        workers = WorkerSet(
+            registry,
+            StageRouter(policy),
+            clock,
+            worker_wait_s=config.worker_wait_s,
+            on_broken=lambda why: _set_unless_done(broken, why),
+        )
         stack.push_async_callback(workers.close)
         await workers.start()
         metrics = FrontendMetrics(workers.links)
@@ -119,6 +132,11 @@ async def frontend(config: FrontendConfig, registry: Registry | None = None) -> 
         stack.push_async_callback(server.close)
         await server.start(config.host, config.port)
         yield server
+
+
+def _set_unless_done(future: asyncio.Future[str] | None, value: str) -> None:
+    if future is not None and not future.done():
+        future.set_result(value)
 
 
 def router_policy(name: str, *, seed: int) -> RouterPolicy:

@@ -30,15 +30,26 @@ OnDecision = Callable[[Decision | None], None]
 
 
 class WorkerSet:
-    """``start`` it, ask it, ``close`` it. All methods belong to the loop's thread."""
+    """``start`` it, ask it, ``close`` it. All methods belong to the loop's thread.
+
+    ``on_broken`` is called with the reason when the registry can be watched no longer: without it this set
+    would lose its workers one by one and never learn of new ones.
+    """
 
     def __init__(
-        self, registry: Registry, router: StageRouter, clock: Clock, *, worker_wait_s: float
+        self,
+        registry: Registry,
+        router: StageRouter,
+        clock: Clock,
+        *,
+        worker_wait_s: float,
+        on_broken: Callable[[str], None],
     ) -> None:
         self._registry = registry
         self._router = router
         self._clock = clock
         self._worker_wait_s = worker_wait_s
+        self._on_broken = on_broken
         self._links: dict[str, WorkerLink] = {}
         self._by_worker: dict[WorkerId, WorkerLink] = {}
         self._candidates: list[Candidate] = []
@@ -59,6 +70,7 @@ class WorkerSet:
             synced.cancel()
         if self._task.done():
             self._task.result()
+        self._task.add_done_callback(self._watch_ended)
 
     async def close(self) -> None:
         """Close all connections and end all waiting. Cancelled: call it again."""
@@ -67,6 +79,10 @@ class WorkerSet:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
+
+    def _watch_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            self._on_broken(f"the registry cannot be watched any more: {task.exception() or 'it ended'}")
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group, self._registry.watch(WORKERS_PREFIX) as changes:

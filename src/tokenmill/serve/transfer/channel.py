@@ -114,7 +114,8 @@ class Channel:
     def unwatch(self) -> None:
         """End ``watch``."""
         self._on_hang_up = None
-        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        if not self._closed:
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())
 
     def abort(self) -> None:
         """Hang up now: whoever waits on the socket, a coroutine or a thread, wakes with an error."""
