@@ -7,7 +7,7 @@ both within a limit; goodput is good requests a second. Several limit pairs are 
 that it is seen where splitting wins and where it loses. The aggregated side may choose its best chunk size
 anew for every load and every limit pair.
 
-    python -m benchmarks.disaggregation_pays [--rates 1 2 3 4] [--seconds 30] [--rounds 2]
+    python -m benchmarks.disaggregation_pays [--rates 4 7 10 13] [--chunks 32 96 256]
 """
 
 from __future__ import annotations
@@ -89,7 +89,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="tokenmill-bench-") as name:
         folder = Path(name)
         model = make_checkpoint(folder / "model", "llama", seed=1, size=arguments.size)
-        plants: dict[str, int | None] = {"split": None, **{f"aggregated, chunk {c}": c for c in CHUNKS}}
+        plants: dict[str, int | None] = {
+            "split": None,
+            **{f"aggregated, chunk {c}": c for c in arguments.chunks},
+        }
         for round_ in range(arguments.rounds):
             for plant, chunk in plants.items():
                 port = free_port()
@@ -139,6 +142,8 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[4, 7, 10, 13])
     parser.add_argument("--seconds", type=float, default=16)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--chunks", type=int, nargs="+", default=CHUNKS)
+    parser.add_argument("--result", default="disaggregation_pays", help="name of the result file")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--size", default="16m")
     arguments = parser.parse_args()
@@ -153,10 +158,9 @@ def main() -> None:
         )
     summaries = [{**{k: r[k] for k in ("plant", "rate", "round")}, **summary(r["samples"])} for r in runs]
     shapes = [vars(shape) for shape in SHAPES]
-    setting = {**vars(arguments), "shapes": shapes, "chunks": CHUNKS}
-    path = write_result(
-        "disaggregation_pays", {"setting": setting, "goodput": rows, "runs": summaries}, about
-    )
+    setting = {**vars(arguments), "shapes": shapes}
+    result = {"setting": setting, "goodput": rows, "runs": summaries}
+    path = write_result(arguments.result, result, about)
     print(f"written to {path}")
 
 
