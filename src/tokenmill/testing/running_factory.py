@@ -74,6 +74,13 @@ class RunningFactory:
         workers: list[dict[str, object]] = json.loads(self.get("/health")[1])["worker_list"]
         return workers
 
+    def wait_for_mode(self, mode: str, timeout_s: float = 60) -> None:
+        """Wait until ``/health`` says that requests are served in this mode: "disaggregated", say."""
+        deadline = time.monotonic() + timeout_s
+        while (seen := json.loads(self.get("/health")[1])["mode"]) != mode:
+            assert time.monotonic() < deadline, f"still {seen} after {timeout_s} s:\n{self.log()}"
+            time.sleep(0.05)
+
     def wait_ready(self, timeout_s: float = 60) -> None:
         """Wait until ``/ready`` answers 200; AssertionError with the log if it ends or takes longer."""
         deadline = time.monotonic() + timeout_s
