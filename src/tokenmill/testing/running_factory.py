@@ -17,6 +17,10 @@ from typing import Self
 
 import psutil
 
+from tokenmill.clock import SystemClock
+
+_CLOCK = SystemClock()
+
 
 class RunningFactory:
     """A ``tokenmill serve`` and what a test asks about it. Its output is in ``folder / "log"``."""
@@ -76,15 +80,15 @@ class RunningFactory:
 
     def wait_for_mode(self, mode: str, timeout_s: float = 60) -> None:
         """Wait until ``/health`` says that requests are served in this mode: "disaggregated", say."""
-        deadline = time.monotonic() + timeout_s
+        deadline = _CLOCK.now() + timeout_s
         while (seen := json.loads(self.get("/health")[1])["mode"]) != mode:
-            assert time.monotonic() < deadline, f"still {seen} after {timeout_s} s:\n{self.log()}"
+            assert _CLOCK.now() < deadline, f"still {seen} after {timeout_s} s:\n{self.log()}"
             time.sleep(0.05)
 
     def wait_ready(self, timeout_s: float = 60) -> None:
         """Wait until ``/ready`` answers 200; AssertionError with the log if it ends or takes longer."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+        deadline = _CLOCK.now() + timeout_s
+        while _CLOCK.now() < deadline:
             assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log()}"
             with contextlib.suppress(OSError):
                 if self.get("/ready")[0] == 200:
