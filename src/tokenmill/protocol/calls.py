@@ -19,4 +19,8 @@ class Subscribe(msgspec.Struct, frozen=True, array_like=True, tag=2):
     interval_ms: float = 50.0
 
 
-Call = Generate | Subscribe
+class SubscribeKv(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Send ``KvEvents``: first a snapshot of what is cached, then what enters and leaves, until cancelled."""
+
+
+Call = Generate | Subscribe | SubscribeKv

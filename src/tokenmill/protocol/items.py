@@ -2,7 +2,7 @@
 
 A stream of a ``generate`` request carries ``Offered`` (prefill role only, at most once),
 any number of ``Tokens``, and ends with exactly one ``Finished`` or ``Failed``.
-A stream of ``subscribe`` carries ``Load`` until it is cancelled.
+A stream of ``subscribe`` carries ``Load``, one of ``subscribe_kv`` ``KvEvents``, until it is cancelled.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from tokenmill.protocol.handoff import Handoff
+from tokenmill.protocol.kv_events import KvEvents
 from tokenmill.protocol.metrics import StepMetrics
 
 
@@ -92,4 +93,4 @@ class PromptScored(msgspec.Struct, frozen=True, array_like=True, tag=6):
     logprobs: list[TokenLogprobs | None]
 
 
-Item = Tokens | Finished | Offered | Failed | Load | PromptScored
+Item = Tokens | Finished | Offered | Failed | Load | PromptScored | KvEvents

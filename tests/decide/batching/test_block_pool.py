@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tokenmill.decide.batching.block_pool import BlockPool
-from tokenmill.decide.batching.hashing import block_hashes
+from tokenmill.protocol.block_hashes import block_hashes
 from tokenmill.protocol.kv_events import BlocksRemoved, BlocksStored
 
 

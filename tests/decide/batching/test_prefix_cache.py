@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenmill.decide.batching.hashing import block_hashes
+from tokenmill.protocol.block_hashes import block_hashes
 from tokenmill.protocol.kv_events import BlocksStored
 
 PROMPT = list(range(100, 112))

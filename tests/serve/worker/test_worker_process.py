@@ -141,15 +141,16 @@ async def test_announces_itself_and_serves(tmp_path: Path) -> None:
 async def test_sigterm_finishes_what_it_has_and_refuses_new(tmp_path: Path) -> None:
     async with running(tmp_path) as worker, connected(worker.ready["address"]) as connection:
         load = Reader(connection, Subscribe())
-        running_request = Reader(connection, generate("a", 150))
+        running_request = Reader(connection, generate("a", 400))
         await running_request.until(Tokens)
         worker.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(10):
             while not any(isinstance(item, Load) and item.draining for item in load.items):
                 load.changed.clear()
                 await load.changed.wait()
-        (card,) = await cards(worker.registry)
-        assert card.state is WorkerState.DRAINING
+        async with asyncio.timeout(10):  # the card is written after the load is told
+            while [card.state for card in await cards(worker.registry)] != [WorkerState.DRAINING]:
+                await asyncio.sleep(0.01)
         refused = await Reader(connection, generate("b", 5)).end()
         assert isinstance(refused, Failed)
         assert refused.retryable

@@ -11,7 +11,6 @@ from bisect import insort
 import msgspec
 
 from tokenmill.decide.batching.block_pool import BlockPool
-from tokenmill.decide.batching.hashing import extend_hashes
 from tokenmill.decide.batching.tracked import Tracked
 from tokenmill.decide.batching.transitions import move
 from tokenmill.decide.batching.types import BatchingConfig, SequenceState
@@ -74,8 +73,8 @@ class Batch:
         """
         if not self.config.prefix_cache or sequence.request.score_prompt:
             return []
-        block_tokens, hashes = self.config.block_tokens, sequence.block_hashes
-        extend_hashes(hashes, sequence.tokens, block_tokens, sequence.request.cache_salt)
+        block_tokens = self.config.block_tokens
+        hashes = sequence.names.extend(sequence.tokens)
         computed_here = 0 if sequence.pulls else 1
         return self.pool.match(hashes[: (len(sequence.tokens) - computed_here) // block_tokens])
 
@@ -119,12 +118,12 @@ class Batch:
 
     def commit(self, sequence: Tracked) -> None:
         """Name the blocks that ``computed`` has filled since the last call, so that others find them."""
-        block_tokens, hashes = self.config.block_tokens, sequence.block_hashes
+        block_tokens = self.config.block_tokens
         first, full = sequence.next_commit // block_tokens - 1, sequence.computed // block_tokens
         sequence.next_commit = (full + 1) * block_tokens
         if not self.config.prefix_cache:
             return
-        extend_hashes(hashes, sequence.tokens, block_tokens, sequence.request.cache_salt)
+        hashes = sequence.names.extend(sequence.tokens)
         for index in range(first, full):
             parent = hashes[index - 1] if index else None
             self.pool.commit(hashes[index], sequence.blocks[index], parent)

@@ -6,9 +6,9 @@ Runs in tests after every event; it must not change anything.
 from __future__ import annotations
 
 from tokenmill.decide.batching.batch import Batch
-from tokenmill.decide.batching.hashing import block_hashes
 from tokenmill.decide.batching.tracked import Tracked
 from tokenmill.decide.batching.types import SequenceState, StepPlan
+from tokenmill.protocol.block_hashes import block_hashes
 
 
 def validate(batch: Batch, planned: list[Tracked], plan: StepPlan | None) -> None:
@@ -49,9 +49,10 @@ def _check_lengths(batch: Batch, sequence: Tracked) -> None:
     assert sequence.computed <= sequence.capacity, f"{name}: KV beyond its blocks"
     assert len(set(sequence.blocks)) == len(sequence.blocks), f"{name}: a block twice in its table"
     assert sequence.next_commit == (sequence.computed // block_tokens + 1) * block_tokens, f"{name}: commit"
-    hashed = sequence.tokens[: len(sequence.block_hashes) * block_tokens]
-    assert len(hashed) == len(sequence.block_hashes) * block_tokens, f"{name}: hash of a block not full"
-    assert sequence.block_hashes == block_hashes(hashed, block_tokens, sequence.request.cache_salt), name
+    names = sequence.names.hashes
+    hashed = sequence.tokens[: len(names) * block_tokens]
+    assert len(hashed) == len(names) * block_tokens, f"{name}: hash of a block not full"
+    assert names == block_hashes(hashed, block_tokens, sequence.request.cache_salt), name
     assert known <= batch.config.max_model_len, f"{name}: longer than max_model_len"
     assert known <= batch.pool_tokens + 1, f"{name}: longer than the pool"
 

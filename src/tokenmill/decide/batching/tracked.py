@@ -6,6 +6,7 @@ It must not decide anything.
 from __future__ import annotations
 
 from tokenmill.decide.batching.types import Finish, Sequence, SequenceRequest
+from tokenmill.protocol.block_hashes import PrefixNames
 from tokenmill.protocol.ids import Role
 from tokenmill.protocol.items import FinishReason
 
@@ -13,15 +14,16 @@ from tokenmill.protocol.items import FinishReason
 class Tracked(Sequence, kw_only=True, eq=False):
     """One sequence from arrival to the last of its blocks.
 
-    ``rank``: (priority, -arrival number); the larger is served first and preempted last.
-    ``end_len``: length of ``tokens`` at which it ends for LENGTH. ``stop_len``: length below which
-    ``stop_ids`` do not end it. ``capacity``: tokens its blocks hold. ``next_commit``: when ``computed``
+    ``rank``: (priority, -arrival number); the larger is served first and preempted last. ``names``: hashes of
+    its full blocks. ``end_len``: length of ``tokens`` at which it ends for LENGTH. ``stop_len``: length below
+    which ``stop_ids`` do not end it. ``capacity``: tokens its blocks hold. ``next_commit``: when ``computed``
     reaches this, one more block is full. ``pulls``: a transfer brings its KV. ``exports``: its KV is offered.
     ``offered``: an offer is open, its blocks may be read until ``ExportReleased``. ``ended``: the
     requester has been told the end; only blocks are left.
     """
 
     rank: tuple[int, int]
+    names: PrefixNames
     end_len: int
     stop_len: int
     next_commit: int
@@ -57,6 +59,7 @@ def track(
         prompt_len=prompt_len,
         arrival=arrival_s,
         rank=(request.priority, -number),
+        names=PrefixNames(block_tokens, request.cache_salt),
         end_len=min(prompt_len + request.max_tokens, most_tokens),
         stop_len=prompt_len + request.min_tokens,
         next_commit=block_tokens,

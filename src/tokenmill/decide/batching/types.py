@@ -92,7 +92,6 @@ class Sequence(msgspec.Struct, kw_only=True, eq=False):
     blocks: list[int] = []
     cached_tokens: int = 0
     preemptions: int = 0
-    block_hashes: list[int] = []
 
     @property
     def output_len(self) -> int:

@@ -1,4 +1,4 @@
-"""Chained block hashes."""
+"""Names of KV blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmill.decide.batching.hashing import block_hashes, extend_hashes, root_hash
+from tokenmill.protocol.block_hashes import PrefixNames, block_hashes
 
 token_lists = st.lists(st.integers(0, 2**32 - 1), max_size=40)
 
@@ -17,22 +17,22 @@ token_lists = st.lists(st.integers(0, 2**32 - 1), max_size=40)
 def test_the_wire_definition() -> None:
     """Spelled out once more, since routers and workers of other processes must agree."""
     tokens = [1, 2, 3, 70_000, 5, 6, 7]
-    root = xxhash.xxh3_64_intdigest(b"tenant")
-    first = xxhash.xxh3_64_intdigest(struct.pack("<Q3I", root, 1, 2, 3))
-    second = xxhash.xxh3_64_intdigest(struct.pack("<Q3I", first, 70_000, 5, 6))
+    seed = xxhash.xxh3_64_intdigest(b"tenant")
+    first = xxhash.xxh3_64_intdigest(struct.pack("<3I", 1, 2, 3), seed)
+    second = xxhash.xxh3_64_intdigest(struct.pack("<6I", 1, 2, 3, 70_000, 5, 6), seed)
     assert block_hashes(tokens, 3, "tenant") == [first, second]
-    assert root_hash("tenant") == root
+    assert block_hashes(tokens, 6) == [xxhash.xxh3_64_intdigest(struct.pack("<6I", 1, 2, 3, 70_000, 5, 6))]
 
 
 @given(tokens=token_lists, block_tokens=st.integers(1, 5), cuts=st.lists(st.integers(0, 40)))
 def test_extending_as_tokens_come_gives_the_same(
     tokens: list[int], block_tokens: int, cuts: list[int]
 ) -> None:
-    hashes: list[int] = []
+    names = PrefixNames(block_tokens, "salt")
     for cut in [*sorted(cuts), len(tokens)]:
-        extend_hashes(hashes, tokens[:cut], block_tokens, "salt")
-    assert hashes == block_hashes(tokens, block_tokens, "salt")
-    assert len(hashes) == len(tokens) // block_tokens
+        names.extend(tokens[:cut])
+    assert names.hashes == block_hashes(tokens, block_tokens, "salt")
+    assert len(names.hashes) == len(tokens) // block_tokens
 
 
 @given(tokens=st.lists(st.integers(0, 9), min_size=12, max_size=12), at=st.integers(0, 11))
