@@ -1,0 +1,1 @@
+"""vLLM as an engine: the real server, unmodified, launched or attached to."""

@@ -1,0 +1,75 @@
+"""What one vLLM server is doing for us: open requests, counts, the load that follows from both sides' view.
+
+Plain object. Exists because the server's own metrics are read a few times a second, while a router wants to
+know at once what was sent. It must not know HTTP or time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tokenmill.protocol.generate import GenerateRequest
+from tokenmill.protocol.ids import RequestId, Role
+from tokenmill.protocol.metrics import StepMetrics
+from tokenmill.serve.engines.vllm.metrics import EngineGauges
+
+
+class LoadBooks:
+    """``opened``, ``progressed``, ``closed`` for each request; ``read`` for each reading of ``/metrics``."""
+
+    def __init__(self) -> None:
+        self.gauges = EngineGauges()
+        self.handoffs_in = 0
+        self.handoffs_out = 0
+        self.handoffs_failed: Counter[str] = Counter()
+        """By reason; reasons are cut short, so that there are few."""
+        self._prefilling: dict[RequestId, int] = {}
+        self._decoding: set[RequestId] = set()
+        self._tokens = 0
+        self._step = 0
+
+    def opened(self, request: GenerateRequest) -> None:
+        """A request was sent."""
+        tokens = 0 if request.role is Role.DECODE else len(request.prompt) + len(request.output)
+        self._prefilling[request.request_id] = tokens
+
+    def progressed(self, request_id: RequestId) -> None:
+        """Its prompt is computed."""
+        if self._prefilling.pop(request_id, None) is not None:
+            self._decoding.add(request_id)
+
+    def closed(self, request_id: RequestId) -> None:
+        """It has ended."""
+        self._prefilling.pop(request_id, None)
+        self._decoding.discard(request_id)
+
+    def made(self, tokens: int) -> None:
+        """Tokens came."""
+        self._tokens += tokens
+
+    def read(self, gauges: EngineGauges) -> None:
+        """The server told its load."""
+        self.gauges = gauges
+        self._step += 1
+
+    def metrics(self, kv_blocks: int) -> StepMetrics:
+        """Return the load. Others may use the same server: the larger of both views counts."""
+        gauges = self.gauges
+        ours = len(self._prefilling) + len(self._decoding)
+        running = max(gauges.running, len(self._decoding))
+        return StepMetrics(
+            step=self._step,
+            running=running,
+            waiting=max(gauges.waiting, ours - running, 0),
+            waiting_prefill_tokens=sum(self._prefilling.values()),
+            kv_blocks_used=round(gauges.kv_used * kv_blocks),
+            kv_blocks_total=kv_blocks,
+            prefix_hit_tokens_total=gauges.prefix_hit_tokens,
+            prefix_query_tokens_total=gauges.prefix_query_tokens,
+            prefill_tokens_total=max(0, gauges.prompt_tokens - gauges.prefix_hit_tokens),
+            decode_tokens_total=max(gauges.output_tokens, self._tokens),
+            preemptions_total=gauges.preemptions,
+            handoffs_in_total=self.handoffs_in,
+            handoffs_out_total=self.handoffs_out,
+            handoffs_failed_total=self.handoffs_failed.total(),
+        )

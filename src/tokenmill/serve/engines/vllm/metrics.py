@@ -1,0 +1,71 @@
+"""vLLM's Prometheus text to the load that routers and planners read. No I/O.
+
+Names as of vLLM 0.32.0, with those of older servers beside them. Counters are summed over data-parallel ranks
+and models; what a server does not tell stays 0.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+_LINE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ([-+0-9.eEinfaN]+)", re.MULTILINE)
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
+
+
+class EngineGauges(msgspec.Struct, frozen=True, kw_only=True):
+    """What one reading of ``/metrics`` says: counts, tokens. ``kv_used``: share of the cache, 0 to 1."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_used: float = 0.0
+    prefix_hit_tokens: int = 0
+    prefix_query_tokens: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    preemptions: int = 0
+    kv_blocks: int = 0
+    block_tokens: int = 0
+
+
+_KV_USED = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+_CACHE = "vllm:cache_config_info"
+
+
+def read_metrics(text: str) -> EngineGauges:
+    """Return the gauges in a ``/metrics`` answer."""
+    sums: dict[str, float] = {}
+    shares: list[float] = []
+    blocks, block_tokens = 0, 0
+    for name, labels, value in _LINE.findall(text):
+        if not name.startswith("vllm:"):
+            continue
+        if name == _CACHE:
+            facts = dict(_LABEL.findall(labels))
+            blocks += _whole(facts.get("num_gpu_blocks"))
+            block_tokens = _whole(facts.get("block_size"))
+        elif name in _KV_USED:
+            shares.append(float(value))
+        else:
+            sums[name] = sums.get(name, 0.0) + float(value)
+
+    def total(*names: str) -> int:
+        return int(next((sums[name] for name in names if name in sums), 0.0))
+
+    return EngineGauges(
+        running=total("vllm:num_requests_running"),
+        waiting=total("vllm:num_requests_waiting"),
+        kv_used=sum(shares) / len(shares) if shares else 0.0,
+        prefix_hit_tokens=total("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+        prefix_query_tokens=total("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
+        prompt_tokens=total("vllm:prompt_tokens_total"),
+        output_tokens=total("vllm:generation_tokens_total"),
+        preemptions=total("vllm:num_preemptions_total"),
+        kv_blocks=blocks,
+        block_tokens=block_tokens,
+    )
+
+
+def _whole(text: str | None) -> int:
+    return int(text) if text is not None and text.isdigit() else 0

@@ -1,0 +1,317 @@
+"""One request at a vLLM server: what is sent, what its answer means, and the second way when a handoff fails.
+
+Exists so that the engine only keeps books. It must not know how the server was started or what frontends are.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from tokenmill.errors import ProtocolError, TokenmillError
+from tokenmill.protocol.generate import GenerateRequest
+from tokenmill.protocol.handoff import Handoff
+from tokenmill.protocol.ids import RequestId, Role
+from tokenmill.protocol.items import Failed, Finished, FinishReason, Item, Offered, PromptScored, Tokens
+from tokenmill.serve.engines.remote.http_client import EventStream, Headers, HttpCall, HttpClient
+from tokenmill.serve.engines.vllm.wire import (
+    TRANSPORT,
+    Choice,
+    Chunk,
+    KvOffer,
+    completion_body,
+    error_of,
+    failure_of,
+    prompt_logprobs,
+    read_chunk,
+    token_logprobs,
+)
+
+PATH = "/v1/completions"
+
+ASK_FOR_HANDOFF: dict[str, object] = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
+"""What vLLM's connectors want to hear from whoever asks for a prefill that is decoded elsewhere."""
+
+_DONE = b"[DONE]"
+
+
+class Books(Protocol):
+    """Who is told what comes of a submission."""
+
+    def said(self, request_id: RequestId, item: Item) -> None:
+        """Pass an item on to the frontend."""
+        ...
+
+    def progressed(self, request_id: RequestId) -> None:
+        """The prompt's first token is there."""
+        ...
+
+    def handed_in(self) -> None:
+        """A cache made elsewhere was taken over."""
+        ...
+
+    def handoff_failed(self, request_id: RequestId, why: str) -> None:
+        """A cache made elsewhere did not come; the prompt is computed here."""
+        ...
+
+    def handed_out(self) -> None:
+        """A cache was offered."""
+        ...
+
+
+class Submission:
+    """``start`` it; it says its items to ``books`` and exactly one end, unless it is cancelled."""
+
+    def __init__(
+        self, request: GenerateRequest, client: HttpClient, model: str, books: Books, headers: Headers = ()
+    ) -> None:
+        self._request = request
+        self._client = client
+        self._model = model
+        self._books = books
+        self._headers = headers
+        self._offer: KvOffer | None = None
+        self._call: HttpCall | None = None
+        self._status = 0
+        self._whole: list[bytes] | None = None  # an error's body, or an answer that is not streamed
+        self._events = EventStream()
+        self._index = len(request.output)
+        self._last: Choice | None = None
+        self._tail: list[int] = []
+        self._cached_tokens = 0
+        self._over = False
+
+    def start(self) -> None:
+        """Send the request in the way its role asks for."""
+        request = self._request
+        if request.role is Role.PREFILL:
+            self._send(stream=False, max_tokens=1, kv_transfer_params=ASK_FOR_HANDOFF)
+        elif request.role is Role.DECODE and request.handoff is not None:
+            self._start_decode(request.handoff)
+        else:
+            self._send_here()
+
+    def cancel(self) -> None:
+        """Stop it: vLLM aborts a request whose connection closes. Says ``Finished`` with reason cancelled."""
+        if not self._over:
+            if self._call is not None:
+                self._call.cancel()
+            self._end(Finished(self._index, [], FinishReason.CANCELLED))
+
+    def fail(self, failure: Failed) -> None:
+        """End it badly."""
+        if not self._over:
+            if self._call is not None:
+                self._call.cancel()
+            self._end(failure)
+
+    # Sending ------------------------------------------------------------------------------------------
+
+    def _start_decode(self, handoff: Handoff) -> None:
+        try:
+            if handoff.transport != TRANSPORT:
+                raise msgspec.ValidationError(f"transport {handoff.transport!r} is not vLLM's")
+            self._offer = msgspec.json.decode(handoff.descriptor, type=KvOffer)
+        except msgspec.DecodeError as error:
+            self._compute_here(f"the handoff cannot be read: {error}")
+            return
+        self._send(stream=True, kv_transfer_params=self._offer.params)
+
+    def _send_here(self, first_token: int | None = None) -> None:
+        self._send(stream=self._request.sampling.prompt_logprobs is None, first_token=first_token)
+
+    def _compute_here(self, why: str, first_token: int | None = None) -> None:
+        self._offer = None
+        self._books.handoff_failed(self._request.request_id, why)
+        if self._call is not None:
+            self._call.cancel()
+        if first_token is not None:
+            self._index += 1
+        self._send_here(first_token)
+
+    def _send(
+        self,
+        *,
+        stream: bool,
+        max_tokens: int | None = None,
+        first_token: int | None = None,
+        kv_transfer_params: dict[str, object] | None = None,
+    ) -> None:
+        body = completion_body(
+            self._request,
+            self._model,
+            stream=stream,
+            max_tokens=max_tokens,
+            first_token=first_token,
+            kv_transfer_params=kv_transfer_params,
+        )
+        self._whole = None if stream else []
+        self._events = EventStream()
+        headers = (("x-request-id", self._request.request_id), *self._headers)
+        self._call = self._client.send("POST", PATH, self, body=body, headers=headers)
+
+    # The answer ---------------------------------------------------------------------------------------
+
+    def began(self, status: int) -> None:
+        """``AnswerListener``: the head is there."""
+        self._status = status
+        if status != 200:
+            self._whole = []
+
+    def data(self, piece: bytes) -> None:
+        """``AnswerListener``: a piece of the body."""
+        if self._over:
+            return
+        if self._whole is not None:
+            self._whole.append(piece)
+            return
+        try:
+            for payload in self._events.feed(piece):
+                self._event(payload)
+        except TokenmillError as error:
+            self.fail(Failed(502, "engine_broken", error.message, retryable=True))
+
+    def ended(self, error: TokenmillError | None) -> None:
+        """``AnswerListener``: the answer is complete or broke."""
+        if self._over:
+            return
+        if error is not None:
+            self._refused(Failed(502, "engine_lost", error.message, retryable=True))
+        elif self._whole is None:
+            self._complete()
+        elif self._status != 200:
+            self._refused(failure_of(self._status, b"".join(self._whole)))
+        else:
+            self._answered(b"".join(self._whole))
+
+    def _refused(self, failure: Failed) -> None:
+        """A decode whose cache does not come is computed here, as long as nothing has been said."""
+        if self._offer is not None and self._last is None and failure.retryable:
+            self._compute_here(failure.message)
+        else:
+            self._end(failure)
+
+    def _event(self, payload: bytes) -> None:
+        if self._over or self._whole is not None:
+            return  # the events before have ended it, or sent it anew
+        if payload == _DONE:
+            self._complete()
+            return
+        chunk = read_chunk(payload)
+        failure = error_of(chunk)
+        if failure is not None:
+            assert self._call is not None
+            self._call.cancel()
+            self._refused(failure)
+            return
+        if chunk.usage is not None:
+            self._cached_tokens = chunk.usage.cached_tokens
+        if chunk.choices:
+            self._piece(chunk.choices[0])
+
+    def _piece(self, choice: Choice) -> None:
+        tokens = choice.token_ids
+        if tokens is None:
+            raise ProtocolError("the engine sends no token ids; it needs vLLM 0.10.2 or newer")
+        if tokens and not self._check_first(tokens[0]):
+            return
+        self._last = choice
+        if tokens:
+            if choice.finish_reason is not None:
+                self._tail = tokens
+                return
+            self._books.said(
+                self._request.request_id,
+                Tokens(self._index, tokens, token_logprobs(choice, self._request.sampling.logprobs)),
+            )
+            self._index += len(tokens)
+
+    def _check_first(self, token: int) -> bool:
+        """Note the first token. False: the decode side came to another one than the prefill side has told, so
+        that what follows would not fit; it goes on from the told one instead."""
+        if self._last is not None:
+            return True
+        self._books.progressed(self._request.request_id)
+        offer = self._offer
+        if offer is None:
+            return True
+        if token != offer.first_token:
+            why = "the decode side sampled another first token than the prefill side"
+            self._compute_here(why, offer.first_token)
+            return False
+        self._books.handed_in()
+        return True
+
+    def _complete(self) -> None:
+        last = self._last
+        if last is None or last.finish_reason is None:
+            self._refused(Failed(502, "engine_broken", "the answer ended too early", retryable=True))
+            return
+        if last.finish_reason == "abort":
+            self._end(Failed(503, "engine_aborted", "the engine gave the request up", retryable=True))
+            return
+        logprobs = token_logprobs(last, self._request.sampling.logprobs) if self._tail else None
+        self._end(self._finished(last, self._tail, logprobs=logprobs))
+
+    def _finished(self, last: Choice, tokens: list[int], **scores: object) -> Finished:
+        stopped = last.finish_reason == "stop"
+        stop_token = tokens[-1] if stopped and tokens else None
+        return msgspec.structs.replace(
+            Finished(
+                index=self._index,
+                tokens=tokens,
+                reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
+                stop_token=stop_token,
+                cached_tokens=self._cached_tokens,
+            ),
+            **scores,
+        )
+
+    def _answered(self, payload: bytes) -> None:
+        """A whole answer: of a prefill, or of a request for the prompt's log probabilities."""
+        try:
+            chunk = read_chunk(payload)
+            choice = chunk.choices[0] if chunk.choices else Choice()
+            if choice.token_ids is None or choice.finish_reason is None:
+                raise ProtocolError("the engine's answer holds no token ids")
+            scored = token_logprobs(choice, self._request.sampling.logprobs)
+        except ProtocolError as error:
+            self._end(Failed(502, "engine_broken", error.message, retryable=True))
+            return
+        request = self._request
+        self._cached_tokens = chunk.usage.cached_tokens if chunk.usage else 0
+        self._books.progressed(request.request_id)
+        if choice.prompt_logprobs is not None and request.sampling.prompt_logprobs is not None:
+            scores = prompt_logprobs(choice, request.prompt, request.sampling.prompt_logprobs)
+            self._books.said(request.request_id, PromptScored(scores))
+        finished = self._finished(choice, choice.token_ids, logprobs=scored)
+        more = finished.reason is FinishReason.LENGTH and self._index + 1 < request.sampling.max_tokens
+        if request.role is Role.PREFILL and more:
+            self._end(self._offered(chunk, finished))
+        else:
+            self._end(finished)
+
+    def _offered(self, chunk: Chunk, finished: Finished) -> Finished | Failed:
+        """Say where the cache is; returns the end that follows."""
+        if not chunk.kv_transfer_params or not finished.tokens:
+            why = "the engine offers no KV cache: it runs without a KV connector (--kv-transfer-config)"
+            return Failed(502, "no_kv_connector", why, retryable=True)
+        request = self._request
+        offer = KvOffer(chunk.kv_transfer_params, finished.tokens[0])
+        tokens = len(request.prompt) + len(request.output)
+        handoff = Handoff(TRANSPORT, msgspec.json.encode(offer), tokens, early=False)
+        self._books.handed_out()
+        self._books.said(request.request_id, Offered(handoff, self._cached_tokens))
+        return msgspec.structs.replace(finished, reason=FinishReason.HANDOFF, stop_token=None)
+
+    def _end(self, item: Finished | Failed) -> None:
+        self._over = True
+        self._books.said(self._request.request_id, item)

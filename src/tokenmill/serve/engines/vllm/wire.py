@@ -1,0 +1,204 @@
+"""Requests to vLLM's ``/v1/completions`` and back, token ids both ways. No I/O.
+
+Read against vLLM 0.32.0 (``entrypoints/openai/completion/protocol.py``); fields that a server does not know
+it ignores. The text is not read: the frontend has the tokenizer.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tokenmill.errors import ProtocolError
+from tokenmill.protocol.generate import GenerateRequest
+from tokenmill.protocol.items import Failed, TokenLogprobs
+
+TRANSPORT = "vllm"
+"""Name of the handoff between two vLLM workers, whichever connector they use."""
+
+_ID = "token_id:"
+
+
+class KvOffer(msgspec.Struct, frozen=True):
+    """What a prefill worker hands to a decode worker: vLLM's own parameters, unread, and the first token."""
+
+    params: dict[str, object]
+    first_token: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts of an answer."""
+
+    class Details(msgspec.Struct, frozen=True):
+        """Of the prompt."""
+
+        cached_tokens: int | None = None
+
+    prompt_tokens: int = 0
+    prompt_tokens_details: Details | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens found in the prefix cache; 0 where the server does not tell."""
+        return (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
+
+
+class ChoiceLogprobs(msgspec.Struct, frozen=True):
+    """Log probabilities of a piece; tokens are written as "token_id:17"."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """A piece of the one choice, or all of it."""
+
+    token_ids: list[int] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    logprobs: ChoiceLogprobs | None = None
+    prompt_logprobs: list[dict[str, dict[str, object]] | None] | None = None
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """An event of a stream, or a whole answer."""
+
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    kv_transfer_params: dict[str, object] | None = None
+    error: dict[str, object] | str | None = None
+    message: str | None = None
+    """Older servers put an error's text here."""
+
+
+_decode_chunk = msgspec.json.Decoder(Chunk).decode
+
+
+def completion_body(
+    request: GenerateRequest,
+    model: str,
+    *,
+    stream: bool,
+    max_tokens: int | None = None,
+    first_token: int | None = None,
+    kv_transfer_params: dict[str, object] | None = None,
+) -> bytes:
+    """Return the JSON of a completion request.
+
+    ``max_tokens``: fewer than the request's. ``first_token``: was made elsewhere and counts as delivered.
+    """
+    sampling = request.sampling
+    output = request.output if first_token is None else [*request.output, first_token]
+    done = len(output)
+    body: dict[str, object] = {
+        "model": model,
+        "prompt": request.prompt + output,
+        "max_tokens": max_tokens or max(1, sampling.max_tokens - done),
+        "min_tokens": max(0, sampling.min_tokens - done),
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "repetition_penalty": sampling.repetition_penalty,
+        "ignore_eos": sampling.ignore_eos,
+        "seed": sampling.seed,
+        "return_token_ids": True,
+        "stream": stream,
+    }
+    if sampling.min_tokens and max_tokens:
+        body["min_tokens"] = min(max_tokens, max(0, sampling.min_tokens - done))
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    if sampling.stop_token_ids:
+        body["stop_token_ids"] = list(sampling.stop_token_ids)
+    if sampling.logprobs is not None:
+        body["logprobs"] = sampling.logprobs
+        body["return_tokens_as_token_ids"] = True
+    if sampling.prompt_logprobs is not None:
+        body["prompt_logprobs"] = sampling.prompt_logprobs
+    if request.cache_salt:
+        body["cache_salt"] = request.cache_salt
+    if kv_transfer_params is not None:
+        body["kv_transfer_params"] = kv_transfer_params
+    return msgspec.json.encode(body)
+
+
+def read_chunk(payload: bytes) -> Chunk:
+    """Return an event or an answer. Raises ProtocolError."""
+    try:
+        return _decode_chunk(payload)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"the engine's answer cannot be read: {error}") from error
+
+
+def token_logprobs(choice: Choice, most: int | None) -> list[TokenLogprobs] | None:
+    """Return a piece's log probabilities, one entry a token. ``most``: alternatives that were asked for; vLLM
+    adds the chosen token where it is not among them. Raises ProtocolError.
+    """
+    raw = choice.logprobs
+    if raw is None:
+        return None
+    top = raw.top_logprobs or [None] * len(raw.tokens)
+    scored = [
+        TokenLogprobs(logprob if logprob is not None else 0.0, _ranked(alternatives)[:most])
+        for logprob, alternatives in zip(raw.token_logprobs, top, strict=False)
+    ]
+    if len(scored) != len(choice.token_ids or []):
+        raise ProtocolError("the engine sent log probabilities for another number of tokens than it sent")
+    return scored
+
+
+def prompt_logprobs(choice: Choice, prompt: list[int], most: int) -> list[TokenLogprobs | None]:
+    """Return the prompt's log probabilities, the first None. ``most``: alternatives that were asked for."""
+    raw = choice.prompt_logprobs or []
+    scores: list[TokenLogprobs | None] = []
+    for token, entry in zip(prompt, raw, strict=False):
+        if entry is None:
+            scores.append(None)
+            continue
+        known = {int(name): _number(facts.get("logprob")) for name, facts in entry.items()}
+        ranked = sorted(known.items(), key=lambda item: -item[1])
+        scores.append(TokenLogprobs(known.get(token, 0.0), ranked[:most]))
+    return scores
+
+
+def failure_of(status: int, payload: bytes) -> Failed:
+    """Return what an answer with an error status means to the frontend."""
+    try:
+        chunk = _decode_chunk(payload)
+    except msgspec.DecodeError:
+        return _failed(status, payload[:200].decode(errors="replace"))
+    return error_of(chunk, status) or _failed(status, payload[:200].decode(errors="replace"))
+
+
+def error_of(chunk: Chunk, status: int = 500) -> Failed | None:
+    """Return the error that an event carries, if it does."""
+    if chunk.error is None and chunk.message is None:
+        return None
+    if isinstance(chunk.error, dict):
+        code = chunk.error.get("code")
+        message = str(chunk.error.get("message") or "no message")
+        return _failed(code if isinstance(code, int) else status, message)
+    return _failed(status, str(chunk.error or chunk.message))
+
+
+def _failed(status: int, message: str) -> Failed:
+    """4xx is the request's fault, but for those that say that this server is full."""
+    if status in (408, 425, 429) or status >= 500:
+        return Failed(status, "engine_overloaded" if status == 429 else "engine_failed", message, True)
+    return Failed(status if status >= 400 else 500, "engine_refused", message)
+
+
+def _ranked(alternatives: dict[str, float] | None) -> list[tuple[int, float]]:
+    if not alternatives:
+        return []
+    known = [(int(name.removeprefix(_ID)), value) for name, value in alternatives.items()]
+    return sorted(known, key=lambda item: -item[1])
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,128 @@
+"""The command line of a launched vLLM server."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tokenmill.errors import ConfigError
+from tokenmill.protocol.ids import Role
+from tokenmill.serve.engines.vllm.launch import (
+    OURS,
+    Parallelism,
+    VllmSettings,
+    serve_arguments,
+    serve_environment,
+)
+
+
+def settings(role: Role = Role.BOTH, **fields: object) -> VllmSettings:
+    values: dict[str, object] = {
+        "model": "/models/m",
+        "served_name": "m",
+        "role": role,
+        "port": 8100,
+        "events": "ipc:///run/events",
+        "replay": "ipc:///run/replay",
+        "side_channel_port": 5600,
+        **fields,
+    }
+    return VllmSettings(**values)  # type: ignore[arg-type]
+
+
+def options(words: list[str]) -> dict[str, str]:
+    """Options with their values, "" for those without."""
+    found: dict[str, str] = {}
+    for word in words[1:]:
+        if word.startswith("--"):
+            name = word
+            assert name not in found, f"{name} twice"
+            found[name] = ""
+        else:
+            found[name] = word
+    return found
+
+
+def test_what_every_server_is_told() -> None:
+    words = serve_arguments(settings())
+    assert words[0] == "/models/m"
+    assert options(words) == {
+        "--host": "127.0.0.1",
+        "--port": "8100",
+        "--served-model-name": "m",
+        "--enable-prompt-tokens-details": "",
+        "--kv-events-config": '{"enable_kv_cache_events":true,"publisher":"zmq",'
+        '"endpoint":"ipc:///run/events","replay_endpoint":"ipc:///run/replay"}',
+    }
+
+
+@pytest.mark.parametrize(("role", "kv_role"), [(Role.PREFILL, "kv_producer"), (Role.DECODE, "kv_consumer")])
+def test_a_stage_gets_a_connector_for_its_role(role: Role, kv_role: str) -> None:
+    config = json.loads(options(serve_arguments(settings(role)))["--kv-transfer-config"])
+    assert config == {"kv_connector": "NixlConnector", "kv_role": kv_role}
+
+
+def test_sizes_and_parallelism() -> None:
+    found = options(
+        serve_arguments(
+            settings(
+                parallel=Parallelism(tp=2, pp=3, dp=4, ep=8),
+                block_tokens=32,
+                kv_blocks=100,
+                kv_memory_mb=64,
+                max_model_len=4096,
+                max_sequences=16,
+                token_budget=2048,
+                dtype="bfloat16",
+                prefix_cache=False,
+            )
+        )
+    )
+    assert found["--tensor-parallel-size"] == "2"
+    assert found["--pipeline-parallel-size"] == "3"
+    assert found["--data-parallel-size"] == "4"
+    assert found["--enable-expert-parallel"] == ""
+    assert found["--block-size"] == "32"
+    assert found["--num-gpu-blocks-override"] == "100"
+    assert found["--kv-cache-memory-bytes"] == str(64 * 2**20)
+    assert found["--max-model-len"] == "4096"
+    assert found["--max-num-seqs"] == "16"
+    assert found["--max-num-batched-tokens"] == "2048"
+    assert found["--dtype"] == "bfloat16"
+    assert found["--no-enable-prefix-caching"] == ""
+    assert "--kv-events-config" not in found
+
+
+def test_the_users_arguments_win() -> None:
+    mine = {
+        "max-model-len": "512",
+        "enforce_eager": "true",
+        "enable_chunked_prefill": "false",
+        "quantization": "fp8",
+    }
+    found = options(serve_arguments(settings(max_model_len=4096, arguments=mine)))
+    assert found["--max-model-len"] == "512"
+    assert found["--enforce-eager"] == ""
+    assert found["--no-enable-chunked-prefill"] == ""
+    assert found["--quantization"] == "fp8"
+
+
+@pytest.mark.parametrize("name", [*OURS, "tensor-parallel-size", "--port"])
+def test_what_the_role_needs_cannot_be_set(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be set: ") as caught:
+        serve_arguments(settings(arguments={name: "1"}))
+    assert caught.value.param == "engine_args"
+
+
+def test_the_users_connector_must_do_for_the_role() -> None:
+    mine = {"kv_transfer_config": '{"kv_connector":"Other","kv_role":"kv_both"}'}
+    found = options(serve_arguments(settings(Role.DECODE, arguments=mine)))
+    assert found["--kv-transfer-config"] == mine["kv_transfer_config"]
+    for text in ('{"kv_role":"kv_producer"}', "{}", "no json"):
+        with pytest.raises(ConfigError, match="kv_transfer_config"):
+            serve_arguments(settings(Role.DECODE, arguments={"kv_transfer_config": text}))
+
+
+def test_side_channels_are_apart() -> None:
+    assert serve_environment(settings())["VLLM_NIXL_SIDE_CHANNEL_PORT"] == "5600"

@@ -1,0 +1,334 @@
+"""What a request becomes at a vLLM server, and what its answers mean, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from tokenmill.protocol.generate import GenerateRequest, Sampling
+from tokenmill.protocol.handoff import Handoff
+from tokenmill.protocol.ids import RequestId, Role
+from tokenmill.protocol.items import Failed, Finished, FinishReason, Item, Offered, PromptScored, Tokens
+from tokenmill.serve.engines.remote.http_client import HttpClient
+from tokenmill.serve.engines.vllm.submission import Submission
+from tokenmill.serve.engines.vllm.wire import KvOffer
+
+PARAMS: dict[str, object] = {"do_remote_prefill": True, "remote_block_ids": [[1, 2]], "remote_port": 5600}
+
+
+def piece(tokens: list[int], reason: str | None = None, **fields: object) -> bytes:
+    choice = {"index": 0, "text": "", "token_ids": tokens, "finish_reason": reason, **fields}
+    return b"data: " + msgspec.json.encode({"choices": [choice]}) + b"\n\n"
+
+
+USAGE = (
+    b'data: {"choices": [], "usage": {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}}\n\n'
+)
+DONE = b"data: [DONE]\n\n"
+
+
+def whole(tokens: list[int], reason: str = "length", **fields: object) -> bytes:
+    extra = {name: fields.pop(name) for name in ("kv_transfer_params",) if name in fields}
+    choice = {"index": 0, "text": "", "token_ids": tokens, "finish_reason": reason, **fields}
+    usage = {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 1}}
+    return msgspec.json.encode({"choices": [choice], "usage": usage, **extra})
+
+
+class Books:
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.notes: list[str] = []
+        self.over = asyncio.Event()
+
+    def said(self, _request_id: RequestId, item: Item) -> None:
+        assert not self.over.is_set(), f"{item} after the end"
+        self.items.append(item)
+        if isinstance(item, Finished | Failed):
+            self.over.set()
+
+    def progressed(self, _request_id: RequestId) -> None:
+        self.notes.append("progressed")
+
+    def handed_in(self) -> None:
+        self.notes.append("in")
+
+    def handed_out(self) -> None:
+        self.notes.append("out")
+
+    def handoff_failed(self, _request_id: RequestId, why: str) -> None:
+        self.notes.append(f"failed: {why}")
+
+    async def end(self) -> Item:
+        async with asyncio.timeout(10):
+            await self.over.wait()
+        return self.items[-1]
+
+
+Script = list[tuple[int, list[bytes]] | None]
+"""For each request: status and pieces of the body; None: the connection is closed without an answer."""
+
+
+@asynccontextmanager
+async def vllm(script: Script) -> AsyncIterator[tuple[HttpClient, list[dict[str, object]]]]:
+    bodies: list[dict[str, object]] = []
+    tasks: list[asyncio.Task[None] | None] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.append(asyncio.current_task())
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                length = int(head.split("content-length: ")[1].split("\r\n")[0])
+                bodies.append(msgspec.json.decode(await reader.readexactly(length)))
+                answer = script[len(bodies) - 1]
+                if answer is None:
+                    return
+                status, pieces = answer
+                writer.write(b"HTTP/1.1 %d x\r\ntransfer-encoding: chunked\r\n\r\n" % status)
+                for part in pieces:
+                    writer.write(b"%x\r\n%b\r\n" % (len(part), part))
+                    await writer.drain()
+                writer.write(b"0\r\n\r\n")
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    client = HttpClient(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+    try:
+        yield client, bodies
+    finally:
+        await client.close()
+        listening.close()
+        await asyncio.gather(*(task for task in tasks if task is not None))
+        await listening.wait_closed()
+
+
+def request(role: Role = Role.BOTH, **fields: object) -> GenerateRequest:
+    sampling = {"max_tokens": 4, "temperature": 0.0, "seed": 7}
+    own = {name: fields.pop(name) for name in ("output", "handoff", "cache_salt") if name in fields}
+    return GenerateRequest(
+        request_id=RequestId("r"),
+        prompt=[5, 6, 7],
+        sampling=Sampling(**{**sampling, **fields}),  # type: ignore[arg-type]
+        role=role,
+        **own,  # type: ignore[arg-type]
+    )
+
+
+async def run(script: Script, asked: GenerateRequest) -> tuple[Books, list[dict[str, object]]]:
+    books = Books()
+    async with vllm(script) as (client, bodies):
+        Submission(asked, client, "m", books).start()
+        await books.end()
+    return books, bodies
+
+
+def handoff(first_token: int = 11) -> Handoff:
+    return Handoff("vllm", msgspec.json.encode(KvOffer(PARAMS, first_token)), 3, early=False)
+
+
+async def test_a_stream() -> None:
+    script: Script = [(200, [piece([11]), piece([12, 13]), piece([14], "length"), USAGE, DONE])]
+    books, (body,) = await run(script, request())
+    assert books.items == [
+        Tokens(0, [11]),
+        Tokens(1, [12, 13]),
+        Finished(3, [14], FinishReason.LENGTH, cached_tokens=2),
+    ]
+    assert books.notes == ["progressed"]
+    assert body["prompt"] == [5, 6, 7]
+    assert (body["stream"], body["return_token_ids"], body["max_tokens"]) == (True, True, 4)
+    assert "kv_transfer_params" not in body
+
+
+async def test_a_stop_token_is_named() -> None:
+    books, _ = await run([(200, [piece([11]), piece([2], "stop"), DONE])], request())
+    assert books.items[-1] == Finished(1, [2], FinishReason.STOP, stop_token=2)
+
+
+async def test_a_replay_continues_where_it_was_cut() -> None:
+    asked = request(output=[11, 12], min_tokens=3)
+    books, (body,) = await run([(200, [piece([13]), piece([14], "length"), DONE])], asked)
+    assert (body["prompt"], body["max_tokens"], body["min_tokens"]) == ([5, 6, 7, 11, 12], 2, 1)
+    assert books.items == [Tokens(2, [13]), Finished(3, [14], FinishReason.LENGTH)]
+
+
+async def test_all_sampling_parameters_go_along() -> None:
+    asked = request(
+        temperature=0.5,
+        top_k=3,
+        top_p=0.8,
+        min_p=0.1,
+        presence_penalty=0.1,
+        frequency_penalty=0.2,
+        repetition_penalty=1.1,
+        logit_bias={9: -1.5},
+        stop_token_ids=(8, 9),
+        ignore_eos=True,
+        logprobs=2,
+        cache_salt="tenant",
+    )
+    _, (body,) = await run([(200, [piece([1], "length"), DONE])], asked)
+    expected: dict[str, object] = {
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.8,
+        "min_p": 0.1,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.2,
+        "repetition_penalty": 1.1,
+        "logit_bias": {"9": -1.5},
+        "stop_token_ids": [8, 9],
+        "ignore_eos": True,
+        "logprobs": 2,
+        "cache_salt": "tenant",
+        "seed": 7,
+    }
+    assert {name: body[name] for name in expected} == expected
+
+
+async def test_log_probabilities() -> None:
+    scores = {
+        "tokens": ["token_id:11"],
+        "token_logprobs": [-3.0],
+        "top_logprobs": [{"token_id:4": -0.5, "token_id:5": -1.0, "token_id:11": -3.0}],
+    }
+    script: Script = [(200, [piece([11], logprobs=scores), piece([], "length"), DONE])]
+    books, _ = await run(script, request(logprobs=2))
+    (first, _end) = books.items
+    assert isinstance(first, Tokens)
+    assert first.logprobs is not None
+    assert first.logprobs[0].logprob == -3.0
+    assert first.logprobs[0].top == [(4, -0.5), (5, -1.0)]
+
+
+async def test_prompt_log_probabilities_come_whole() -> None:
+    entry = {"6": {"logprob": -1.0, "rank": 2}, "9": {"logprob": -0.5, "rank": 1}}
+    answer = whole([11, 12], prompt_logprobs=[None, entry, {"7": {"logprob": -2.0}}])
+    books, (body,) = await run([(200, [answer])], request(prompt_logprobs=1))
+    assert body["stream"] is False
+    scored, end = books.items
+    assert isinstance(scored, PromptScored)
+    assert scored.logprobs[0] is None
+    assert scored.logprobs[1] is not None
+    assert (scored.logprobs[1].logprob, scored.logprobs[1].top) == (-1.0, [(9, -0.5)])
+    assert end == Finished(0, [11, 12], FinishReason.LENGTH, cached_tokens=1)
+
+
+async def test_a_prefill_offers_its_cache() -> None:
+    answer = whole([11], kv_transfer_params=PARAMS)
+    books, (body,) = await run([(200, [answer])], request(Role.PREFILL))
+    assert (body["max_tokens"], body["stream"]) == (1, False)
+    asked = body["kv_transfer_params"]
+    assert isinstance(asked, dict)
+    assert (asked["do_remote_decode"], asked["do_remote_prefill"]) == (True, False)
+    assert books.items == [Offered(handoff(), 1), Finished(0, [11], FinishReason.HANDOFF, cached_tokens=1)]
+    assert books.notes == ["progressed", "out"]
+
+
+@pytest.mark.parametrize(("reason", "most"), [("stop", 4), ("length", 1)])
+async def test_a_prefill_whose_first_token_is_the_last_offers_nothing(reason: str, most: int) -> None:
+    answer = whole([2], reason, kv_transfer_params=PARAMS)
+    books, _ = await run([(200, [answer])], request(Role.PREFILL, max_tokens=most))
+    (end,) = books.items
+    assert isinstance(end, Finished)
+    assert end.reason.value == reason
+
+
+async def test_a_prefill_without_a_connector_says_so() -> None:
+    books, _ = await run([(200, [whole([11])])], request(Role.PREFILL))
+    (end,) = books.items
+    assert isinstance(end, Failed)
+    assert end.retryable
+    assert "--kv-transfer-config" in end.message
+
+
+async def test_a_decode_passes_the_parameters_on_unread() -> None:
+    asked = request(Role.DECODE, handoff=handoff())
+    books, (body,) = await run([(200, [piece([11]), piece([12], "length"), DONE])], asked)
+    assert body["kv_transfer_params"] == PARAMS
+    assert books.items == [Tokens(0, [11]), Finished(1, [12], FinishReason.LENGTH)]
+    assert books.notes == ["progressed", "in"]
+
+
+FAILURES: list[tuple[str, tuple[int, list[bytes]] | None]] = [
+    ("500", (500, [b'{"error": {"message": "NIXL_ERR_REMOTE_DISCONNECT", "code": 500}}'])),
+    ("old style", (500, [b'{"object": "error", "message": "gone", "code": 500}'])),
+    ("event", (200, [b'data: {"error": {"message": "lease expired", "code": 500}}\n\n', DONE])),
+    ("aborted", (200, [DONE])),
+    ("closed", None),
+]
+
+
+@pytest.mark.parametrize(("name", "answer"), FAILURES, ids=[name for name, _ in FAILURES])
+async def test_a_cache_that_does_not_come_is_computed_here(
+    name: str, answer: tuple[int, list[bytes]] | None
+) -> None:
+    asked = request(Role.DECODE, handoff=handoff())
+    script: Script = [answer, (200, [piece([11]), piece([12], "length"), DONE])]
+    books, bodies = await run(script, asked)
+    assert "kv_transfer_params" not in bodies[1], name
+    assert books.items == [Tokens(0, [11]), Finished(1, [12], FinishReason.LENGTH)]
+    assert books.notes[0].startswith("failed: ")
+
+
+async def test_a_handoff_of_another_make_is_computed_here() -> None:
+    asked = request(Role.DECODE, handoff=Handoff("shm", b"x", 3))
+    books, (body,) = await run([(200, [piece([11], "length"), DONE])], asked)
+    assert "kv_transfer_params" not in body
+    assert books.notes[0].startswith("failed: the handoff cannot be read")
+
+
+async def test_another_first_token_is_not_followed() -> None:
+    """The client has the prefill side's token already; what follows must follow that one."""
+    asked = request(Role.DECODE, handoff=handoff(first_token=20))
+    script: Script = [
+        (200, [piece([11]), piece([12]), piece([13], "length"), DONE]),
+        (200, [piece([21]), piece([22], "length"), DONE]),
+    ]
+    books, bodies = await run(script, asked)
+    assert (bodies[1]["prompt"], bodies[1]["max_tokens"]) == ([5, 6, 7, 20], 3)
+    assert books.items == [Tokens(1, [21]), Finished(2, [22], FinishReason.LENGTH)]
+
+
+@pytest.mark.parametrize(
+    ("status", "retryable"), [(400, False), (404, False), (429, True), (500, True), (503, True)]
+)
+async def test_errors_of_the_server(status: int, retryable: bool) -> None:
+    answer = (status, [b'{"error": {"message": "too long", "type": "x", "code": %d}}' % status])
+    books, _ = await run([answer], request())
+    (end,) = books.items
+    assert isinstance(end, Failed)
+    assert (end.status, end.message, end.retryable) == (status, "too long", retryable)
+
+
+async def test_a_stream_that_breaks_off_may_be_replayed() -> None:
+    books, _ = await run([(200, [piece([11])])], request())
+    end = books.items[-1]
+    assert isinstance(end, Failed)
+    assert end.retryable
+
+
+async def test_no_token_ids() -> None:
+    books, _ = await run([(200, [b'data: {"choices": [{"text": "a"}]}\n\n'])], request())
+    end = books.items[-1]
+    assert isinstance(end, Failed)
+    assert "token ids" in end.message
+
+
+async def test_cancelling() -> None:
+    books = Books()
+    async with vllm([(200, [piece([11])])]) as (client, _):
+        submission = Submission(request(), client, "m", books)
+        submission.start()
+        submission.cancel()
+        submission.cancel()
+        assert await books.end() == Finished(0, [], FinishReason.CANCELLED)
