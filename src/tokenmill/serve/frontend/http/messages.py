@@ -15,7 +15,14 @@ class HttpLimits:
     """What a client may ask of the server's memory and patience."""
 
     max_head_bytes: int = 32 * 1024
-    """Largest request line plus headers (names, values and four bytes each); larger is answered with 431."""
+    """Largest request line plus headers as they are sent; larger is answered with 431. Trailers and chunk
+    extensions of a request together have the same limit."""
+
+    max_headers: int = 100
+    """Most headers; more are answered with 431."""
+
+    max_target_bytes: int = 8 * 1024
+    """Longest request target (path and query); a longer one is answered with 414."""
 
     max_body_bytes: int = 8 * 1024 * 1024
     """Largest body; larger is answered with 413."""
@@ -29,14 +36,21 @@ class HttpLimits:
     idle_timeout_s: float = 75.0
     """How long a connection may be silent between requests."""
 
+    header_timeout_s: float = 20.0
+    """How long a request's head may take to arrive, first byte to last; then 408."""
+
     read_timeout_s: float = 60.0
-    """How long one request may take to arrive, first byte to last; then 408."""
+    """How long a whole request may take to arrive, first byte to last; then 408."""
 
     write_timeout_s: float = 60.0
     """How long a client may leave our bytes unread before it is dropped."""
 
+    max_buffered_bytes: int = 512 * 1024 * 1024
+    """Bytes of bodies that are arriving or waiting, over all connections; above it the largest are refused
+    with 503. Looked at once a second."""
+
     write_high_bytes: int = 64 * 1024
-    """Unsent bytes above which a stream is paused."""
+    """Unsent bytes above which a stream is paused; as many may wait in the kernel."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,8 +84,9 @@ class StreamSink(Protocol):
         """Send ``data`` (never empty) now."""
         ...
 
-    def end(self) -> None:
-        """The answer is complete. Called at most once, and nothing is written after it."""
+    def end(self, last: bytes = b"") -> None:
+        """Send ``last``, if there is anything; the answer is complete with it. Called at most once, and
+        nothing is written after it."""
         ...
 
 
@@ -102,6 +117,9 @@ class Stream:
     source: StreamSource
     content_type: str = "text/event-stream; charset=utf-8"
     headers: tuple[tuple[str, str], ...] = ()
+    probe: bytes = b":\n\n"
+    """What may stand between two writes and means nothing (a comment of server-sent events): sent to a client
+    that has closed its sending side, to learn whether it still reads. Empty: such a client counts as gone."""
 
 
 Answer = Response | Stream
@@ -111,7 +129,8 @@ Handler = Callable[[Request], Awaitable[Answer]]
 class HttpError(Exception):
     """The peer's bytes cannot be served. The connection is closed after the answer."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.headers = headers

@@ -1,17 +1,14 @@
-"""Bytes to requests, without I/O: ``feed`` takes any split of the input and gives the same requests.
+"""Bytes to requests, without I/O: ``feed`` takes any split of the input and gives the same events.
 
-llhttp (through httptools) reads the syntax strictly; this module holds the limits and refuses what lets two
-servers read one input differently: Content-Length beside Transfer-Encoding, repeated lengths, repeated Host.
-It must not know sockets, tasks or routes.
+Joins the grammar of heads with the framing of bodies. It must not know sockets, tasks, time or routes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import unquote
 
-import httptools
-
+from tokenmill.serve.frontend.http.body import BodyReader, BodySink, body_of
+from tokenmill.serve.frontend.http.head import HeadScan, expects_continue, parse_head
 from tokenmill.serve.frontend.http.messages import HttpError, HttpLimits, Request
 
 
@@ -22,207 +19,125 @@ class ContinueWanted:
 
 ParserEvent = Request | ContinueWanted | HttpError
 
-_HEADER_OVERHEAD_BYTES = 4
-_ONCE_ONLY = frozenset({"host", "content-length", "content-type", "authorization", "transfer-encoding"})
+_HEAD_END = b"\r\n\r\n"
 
 
 class RequestParser:
-    """One connection's reading side. After an ``HttpError`` or a closing request it reads no more."""
+    """One connection's reading side. After an ``HttpError`` or a closing request it reads no more.
+
+    Holds at most one head (``max_head_bytes`` and one read) and one body (``max_body_bytes``).
+    """
 
     def __init__(self, limits: HttpLimits) -> None:
         self._limits = limits
-        self._parser = httptools.HttpRequestParser(self)
-        self._events: list[ParserEvent] = []
-        self._closed = False
-        self._raw_body_left: int | None = None
-        self._partial_head_bytes = 0
-        self.in_message = False
+        self._rest = b""
+        self._scan: HeadScan | None = None
+        self._request: Request | None = None
+        self._sink: BodySink | None = None
+        self._reader: BodyReader | None = None
+        self._blank_line_skipped = False
+        self.closed = False
+        """No more is read: an error, or a request after which the connection closes."""
+
+    @property
+    def in_message(self) -> bool:
         """A request has begun and is not complete."""
-        self._in_head = False
-        self._reset()
+        return not self.closed and (self._request is not None or bool(self._rest))
+
+    @property
+    def in_head(self) -> bool:
+        """What has begun is still the head."""
+        return self._request is None and self.in_message
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes held of the request that is arriving."""
+        return len(self._rest) + (0 if self._sink is None else self._sink.held_bytes)
 
     def feed(self, data: bytes) -> list[ParserEvent]:
         """Take bytes as they came and return what they completed, in order."""
-        if self._closed:
+        if self.closed:
             return []
-        self._events = []
+        events: list[ParserEvent] = []
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
         try:
-            if self._raw_body_left is None:
-                self._parser.feed_data(data)
+            self._read(data, events)
+        except HttpError as error:
+            self._close()
+            events.append(error)
+        return events
+
+    def _close(self) -> None:
+        self.closed = True
+        self._rest = b""
+        self._request = self._sink = self._reader = None
+
+    def _read(self, data: bytes, events: list[ParserEvent]) -> None:
+        at = 0
+        while at < len(data) and not self.closed:
+            if self._request is None:
+                next_at = self._read_head(data, at, events)
             else:
-                self._raw_body(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._after_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserCallbackError as error:
-            self._fail(_cause(error))
-        except httptools.HttpParserError as error:
-            if not self._closed:  # bytes after "Connection: close" are simply not read
-                self._fail(HttpError(400, f"malformed HTTP request: {error}"))
-        self._check_partial_head(len(data))
-        return self._events
+                next_at = self._read_body(data, at, events)
+            if next_at is None:
+                return
+            at = next_at
 
-    def _check_partial_head(self, fed_bytes: int) -> None:
-        if not self._in_head:
-            self._partial_head_bytes = 0
-            return
-        self._partial_head_bytes += fed_bytes
-        # Raw bytes may hold white space that the exact count of the headers does not see: hence twice.
-        if self._partial_head_bytes > 2 * self._limits.max_head_bytes + 65536 and not self._closed:
-            self._fail(self._head_too_large())
+    def _read_head(self, data: bytes, at: int, events: list[ParserEvent]) -> int | None:
+        if data[at] == 0x0D and not self._blank_line_skipped:
+            # Some clients send a line end too many after a body; one is forgiven, as the standard wants.
+            if data.startswith(b"\r\n", at):
+                self._blank_line_skipped = True
+                return at + 2
+            if len(data) == at + 1:
+                self._rest = data[at:]
+                return None
+        end = data.find(_HEAD_END, at)
+        if end < 0:
+            rest = data[at:] if at else data
+            if self._scan is None:
+                self._scan = HeadScan(self._limits)
+            self._scan.check(rest)
+            self._rest = rest
+            return None
+        end += len(_HEAD_END)
+        self._scan = None
+        self._blank_line_skipped = False
+        request, framing = parse_head(data[at:end], self._limits)
+        headers = request.headers
+        wants_word = "expect" in headers and expects_continue(request)
+        if framing == 0:
+            self._complete(request, events)
+            return end
+        whole = framing is not None and len(data) - end >= framing <= self._limits.max_body_bytes
+        if whole and "content-encoding" not in headers and not wants_word:
+            assert framing is not None
+            request.body = data[end : end + framing]
+            self._complete(request, events)
+            return end + framing
+        self._sink, self._reader = body_of(request, framing, self._limits)
+        self._request = request
+        if wants_word:
+            events.append(ContinueWanted())
+        return end
 
-    def _fail(self, error: HttpError) -> None:
-        self._closed = True
-        self.in_message = self._in_head = False
-        self._events.append(error)
+    def _read_body(self, data: bytes, at: int, events: list[ParserEvent]) -> int | None:
+        assert self._request is not None
+        assert self._reader is not None
+        assert self._sink is not None
+        end = self._reader.take(data, at)
+        if end is None:
+            self._rest = data[self._reader.rest_at :]
+            return None
+        request = self._request
+        request.body = self._sink.finish()
+        self._request = self._sink = self._reader = None
+        self._complete(request, events)
+        return end
 
-    def _head_too_large(self) -> HttpError:
-        return HttpError(431, f"the request head is larger than {self._limits.max_head_bytes} bytes")
-
-    # httptools callbacks ---------------------------------------------------------------------------
-
-    def _reset(self) -> None:
-        self._url = b""
-        self._headers: dict[str, str] = {}
-        self._head_bytes = 0
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-
-    def on_message_begin(self) -> None:
-        """Httptools: the first byte of a request."""
-        self._reset()
-        self.in_message = self._in_head = True
-
-    def on_url(self, url: bytes) -> None:
-        """Httptools: the target, or a piece of it."""
-        self._url += url
-        self._count_head(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Httptools: one header, or one trailer."""
-        self._count_head(len(name) + len(value) + _HEADER_OVERHEAD_BYTES)
-        if not self._in_head:
-            return  # trailers count against the limit and are otherwise ignored
-        key = name.decode("latin-1").lower()
-        text = value.decode("latin-1")
-        headers = self._headers
-        if key in headers:
-            if key in _ONCE_ONLY:
-                raise HttpError(400, f"header {key} is repeated")
-            text = f"{headers[key]}, {text}"
-        headers[key] = text
-
-    def _count_head(self, size_bytes: int) -> None:
-        self._head_bytes += size_bytes
-        if self._head_bytes > self._limits.max_head_bytes:
-            raise self._head_too_large()
-
-    def on_headers_complete(self) -> None:
-        """Httptools: the head is complete."""
-        self._in_head = False
-        headers = self._headers
-        version = self._parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            raise HttpError(505, f"HTTP version {version} is not supported")
-        if version == "1.1" and "host" not in headers:
-            raise HttpError(400, "header Host is missing")
-        coding = headers.get("transfer-encoding")
-        if coding is not None:
-            if version == "1.0" or "content-length" in headers:
-                raise HttpError(400, "header Transfer-Encoding is not allowed here")
-            if coding.lower() != "chunked":
-                raise HttpError(501, "only Transfer-Encoding: chunked is supported")
-        length = int(headers.get("content-length", "0"))
-        if length > self._limits.max_body_bytes:
-            raise self._body_too_large()
-        self._check_expectation(headers.get("expect"), length > 0 or coding is not None)
-
-    def _check_expectation(self, expectation: str | None, has_body: bool) -> None:
-        if expectation is None:
-            return
-        if expectation.lower() != "100-continue":
-            raise HttpError(417, "only Expect: 100-continue is supported")
-        if has_body:
-            self._events.append(ContinueWanted())
-
-    def _body_too_large(self) -> HttpError:
-        return HttpError(413, f"the request body is larger than {self._limits.max_body_bytes} bytes")
-
-    def on_body(self, data: bytes) -> None:
-        """Httptools: a piece of the body."""
-        self._body_bytes += len(data)
-        if self._body_bytes > self._limits.max_body_bytes:
-            raise self._body_too_large()
-        self._body.append(data)
-
-    def on_message_complete(self) -> None:
-        """Httptools: the request is complete."""
-        parser = self._parser
-        upgrade = parser.should_upgrade()
-        if upgrade and self._headers.get("content-length", "0") != "0":
-            self._raw_body_left = int(self._headers["content-length"])
-            return
-        self._complete(bool(parser.should_keep_alive()) and not upgrade)
-
-    def _complete(self, keep_alive: bool) -> None:
-        self.in_message = False
-        path, query = self._target()
-        self._events.append(
-            Request(
-                method=self._parser.get_method().decode("latin-1"),
-                path=path,
-                query=query,
-                headers=self._headers,
-                body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
-                keep_alive=keep_alive,
-                chunked_ok=self._parser.get_http_version() == "1.1",
-            )
-        )
-        if not keep_alive:
-            self._closed = True
-
-    def _target(self) -> tuple[str, str]:
-        raw = self._url
-        if not raw.startswith(b"/"):
-            raw = self._absolute_target(raw)
-        path, _, query = raw.partition(b"?")
-        text = path.decode("latin-1")
-        return (unquote(text) if "%" in text else text), query.decode("latin-1")
-
-    @staticmethod
-    def _absolute_target(raw: bytes) -> bytes:
-        if raw == b"*":
-            return raw
-        try:
-            url = httptools.parse_url(raw)
-        except httptools.HttpParserInvalidURLError as error:
-            raise HttpError(400, "malformed request target") from error
-        query: bytes | None = url.query
-        return bytes(url.path or b"/") + (b"?" + query if query else b"")
-
-    # An offered protocol upgrade (h2c, say) is declined by answering in HTTP/1.1. llhttp then does not read
-    # the body, so that it is read here; the connection is closed afterwards.
-
-    def _after_upgrade(self, rest: bytes) -> None:
-        if "transfer-encoding" in self._headers:
-            self._fail(HttpError(400, "an upgrade cannot have a chunked body"))
-        elif self._raw_body_left is not None:
-            self._raw_body(rest)
-
-    def _raw_body(self, data: bytes) -> None:
-        assert self._raw_body_left is not None
-        piece = data[: self._raw_body_left]
-        if piece:
-            self._body.append(piece)
-        self._raw_body_left -= len(piece)
-        if self._raw_body_left == 0:
-            self._complete(keep_alive=False)
-
-
-def _cause(error: BaseException) -> HttpError:
-    """Return the HttpError that a callback raised; anything else is a bug of ours and goes on up."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, HttpError):
-            return cause
-        cause = cause.__context__
-    raise error
+    def _complete(self, request: Request, events: list[ParserEvent]) -> None:
+        events.append(request)
+        if not request.keep_alive:
+            self._close()

@@ -6,7 +6,9 @@ Exists so that one object answers for every connection's end. It must not know r
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
+from typing import Any
 
 from tokenmill.clock import Clock
 from tokenmill.errors import ConfigError
@@ -16,6 +18,10 @@ from tokenmill.serve.frontend.http.wire import http_date
 
 _BACKLOG = 1024
 _LONGEST_SWEEP_S = 1.0
+_MOST_TURNED_AWAY = 256
+"""Refused connections that are still open so that their clients can read why."""
+
+_TLS_TIMES_S = {"ssl_handshake_timeout": 10.0, "ssl_shutdown_timeout": 2.0}
 
 ErrorResponse = Callable[[int, str], Response]
 
@@ -34,19 +40,36 @@ class HttpServer:
         self.now = clock.now
         self.date = http_date(clock.wall())
         self._connections: set[Connection] = set()
+        self._turned_away: set[Connection] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         self._empty.set()
         self._server: asyncio.Server | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
-        shortest_s = min(limits.idle_timeout_s, limits.read_timeout_s, limits.write_timeout_s)
+        shortest_s = min(
+            limits.idle_timeout_s, limits.header_timeout_s, limits.read_timeout_s, limits.write_timeout_s
+        )
         self._sweep_s = min(_LONGEST_SWEEP_S, shortest_s / 4)
 
-    async def start(self, host: str, port: int) -> None:
-        """Listen. Raises ConfigError where the address cannot be had. Cancelled: not listening."""
+    async def start(
+        self, host: str, port: int, *, reuse_port: bool = False, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Listen. Raises ConfigError where the address cannot be had. Cancelled: not listening.
+
+        ``reuse_port``: other processes may listen on the same port with it set; the kernel deals the
+        connections out among them.
+        """
         loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {} if tls is None else {"ssl": tls, **_TLS_TIMES_S}
         try:
-            self._server = await loop.create_server(lambda: Connection(self), host, port, backlog=_BACKLOG)
+            self._server = await loop.create_server(
+                lambda: Connection(self),
+                host,
+                port,
+                backlog=_BACKLOG,
+                reuse_port=reuse_port or None,
+                **options,
+            )
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
         self._sweep_timer = loop.call_later(self._sweep_s, self._sweep)
@@ -71,10 +94,19 @@ class HttpServer:
         self._empty.clear()
         return True
 
+    def turn_away(self, connection: Connection) -> bool:
+        """Keep a connection that was not admitted until it has read so; False: these are too many, too."""
+        if self.draining or len(self._turned_away) >= _MOST_TURNED_AWAY:
+            return False
+        self._turned_away.add(connection)
+        self._empty.clear()
+        return True
+
     def forget(self, connection: Connection) -> None:
         """Strike a connection that has ended."""
         self._connections.discard(connection)
-        if not self._connections:
+        self._turned_away.discard(connection)
+        if not self._connections and not self._turned_away:
             self._empty.set()
 
     def adopt(self, task: asyncio.Task[None]) -> None:
@@ -85,9 +117,22 @@ class HttpServer:
     def _sweep(self) -> None:
         now = self._clock.now()
         self.date = http_date(self._clock.wall())
-        for connection in tuple(self._connections):
+        for connection in (*self._connections, *self._turned_away):
             connection.check(now)
+        self._bound_buffers()
         self._sweep_timer = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
+
+    def _bound_buffers(self) -> None:
+        """Refuse the largest requests among those arriving until the rest fits."""
+        sizes = {each: each.buffered_bytes for each in self._connections}
+        over_bytes = sum(sizes.values()) - self.limits.max_buffered_bytes
+        if over_bytes <= 0:
+            return
+        for connection in sorted(sizes, key=sizes.__getitem__, reverse=True):
+            connection.refuse_body()
+            over_bytes -= sizes[connection]
+            if over_bytes <= 0:
+                return
 
     async def close(self, drain_timeout_s: float = 0.0) -> None:
         """Stop listening, let running requests end for ``drain_timeout_s``, then drop what is left.
@@ -97,13 +142,13 @@ class HttpServer:
         self.draining = True
         if self._server is not None:
             self._server.close()
-        for connection in tuple(self._connections):
+        for connection in (*self._connections, *self._turned_away):
             connection.close_if_idle()
         try:
             async with asyncio.timeout(drain_timeout_s):
                 await self._empty.wait()
         except TimeoutError:
-            for connection in tuple(self._connections):
+            for connection in (*self._connections, *self._turned_away):
                 connection.abort()
             await self._empty.wait()
         if self._leaving:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from email.utils import formatdate
 from http import HTTPStatus
 
-from tokenmill.serve.frontend.http.messages import Response, Stream
+from tokenmill.serve.frontend.http.messages import HttpError, Response, Stream
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -28,6 +28,11 @@ def status_line(status: int) -> str:
 def http_date(wall_s: float) -> str:
     """Return the Date header's value for a wall clock time in seconds."""
     return formatdate(wall_s, usegmt=True)
+
+
+def unavailable(message: str) -> HttpError:
+    """Return the error for what may be asked again soon."""
+    return HttpError(503, message, (("retry-after", "1"),))
 
 
 def response_bytes(response: Response, *, date: str, keep_alive: bool, head_only: bool) -> bytes:
