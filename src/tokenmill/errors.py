@@ -10,7 +10,9 @@
     |   +-- Overloaded             429  come back later (``retry_after_s``)
     +-- ServiceError               503  the plant is at fault
     |   +-- NoWorker               503  no worker for this stage is ready
+    |   +-- QueueTimeout           503  all workers were busy for too long (``retry_after_s``)
     |   +-- WorkerLost             502  a worker died or its connection broke
+    |   |   +-- WorkerStalled      502  a worker is there and says nothing
     |   +-- WorkerFailed           500  a worker answered with an error
     |   +-- HandoffFailed          502  the KV cache did not arrive
     |   +-- DeadlineExceeded       504
@@ -31,6 +33,8 @@ class TokenmillError(Exception):
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "internal_error"
     code: ClassVar[str | None] = None
+    retry_after_s: float | None = None
+    """When coming back is worth while, where that is known."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -103,11 +107,23 @@ class NoWorker(ServiceError):
     code = "no_worker"
 
 
+class QueueTimeout(ServiceError):
+    """All workers are busy, and a request's turn did not come, or will not come, in time."""
+
+    code = "queue_timeout"
+
+
 class WorkerLost(ServiceError):
     """A worker died or its connection broke."""
 
     status = 502
     code = "worker_lost"
+
+
+class WorkerStalled(WorkerLost):
+    """A worker is there and says nothing: frozen, or cut off. What it may still say comes too late."""
+
+    code = "worker_stalled"
 
 
 class WorkerFailed(ServiceError):

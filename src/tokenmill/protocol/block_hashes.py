@@ -37,6 +37,19 @@ def pack_tokens(tokens: Sequence[int]) -> bytes:
     return ids.tobytes()
 
 
+def token_array(packed: bytes) -> array[int]:
+    """Return the token ids that ``pack_tokens`` packed, at four bytes each: a ninth of what a list takes."""
+    ids = array("I", packed)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids
+
+
+def unpack_tokens(packed: bytes) -> list[int]:
+    """Return the token ids that ``pack_tokens`` packed."""
+    return token_array(packed).tolist()
+
+
 class PrefixNames:
     """The names of one growing sequence's full blocks. ``hashes[i]`` names block i."""
 

@@ -23,11 +23,11 @@ class WorkerState(StrEnum):
 class WorkerCard(msgspec.Struct, frozen=True, kw_only=True):
     """What others must know to use a worker.
 
-    ``address``: "unix:/path" or "tcp://host:port" of its request server. ``stage``: the name in the
-    factory file. ``max_model_len``: tokens, prompt plus output. ``transports``: KV transport drivers
-    it can receive by, best first. ``early_handoff``: it offers the cache before prefill ends.
-    ``kv_blocks``, ``block_tokens``: room. ``fingerprint``: equal fingerprints mean that two workers'
-    KV caches have the same meaning (model, weights' shape, dtype).
+    ``address``: "unix:/path" or "tcp://host:port" of its request server. ``stage``: the name in the factory
+    file. ``max_model_len``: tokens, prompt plus output. ``transports``: KV transport drivers it can receive
+    by, best first. ``early_handoff``: it offers the cache before prefill ends. ``kv_blocks``,
+    ``block_tokens``: room. ``prefill_budget``: most prompt tokens in one step, 0: not known. ``fingerprint``:
+    equal fingerprints mean that two workers' KV caches have the same meaning (model, weights' shape, dtype).
     """
 
     worker_id: WorkerId
@@ -41,6 +41,7 @@ class WorkerCard(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int
     kv_blocks: int
     max_sequences: int
+    prefill_budget: int = 0
     eos_token_ids: list[int] = []
     vocab_size: int = 0
     transports: list[str] = []

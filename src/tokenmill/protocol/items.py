@@ -38,7 +38,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     """The most likely (token id, log probability), best first."""
 
 
-class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """New tokens. ``index`` is the output position of the first: a reader that has seen n tokens
     expects n, drops what lies below and treats what lies above as a lost token."""
 

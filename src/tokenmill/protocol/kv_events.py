@@ -42,9 +42,10 @@ KvEvent = BlocksStored | BlocksRemoved | CacheCleared
 class KvEvents(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """Events of one worker, in order; ``first`` is the number of the first of them.
 
-    Numbers start at 0 with the worker and grow by one an event. A reader that expects n and sees another
-    ``first`` has missed events: it forgets what it knew of the worker and subscribes anew, which gives a
-    snapshot: ``CacheCleared`` and then all that is cached.
+    Numbers start at 0 with each subscription and grow by one an event. The first events are a snapshot:
+    ``CacheCleared`` and then all that is cached. A reader that expects n and sees another ``first`` has
+    missed events (a worker drops what waits for a reader too far behind): it forgets what it knew of the
+    worker and subscribes anew.
     """
 
     first: int

@@ -10,7 +10,11 @@ class StepMetrics(msgspec.Struct, frozen=True, array_like=True):
 
     Tokens and blocks are counts, ``step_ms`` is the wall time of the last step in milliseconds.
     ``kv_blocks_used`` counts blocks that a sequence or an export holds; cached blocks that could be
-    evicted count as free.
+    evicted count as free. ``prefill_context_tokens``: over the last step's prefill tokens, the sum of tokens
+    that each attended to; ``decode_context_tokens``: the sum of its decoding sequences' lengths.
+    ``transfer_tokens_total`` and ``transfer_ms_total``: KV fetched by the handoffs that came in, and the time
+    spent on it in milliseconds, waiting for the sender to compute left out. ``receiving_tokens``: whose KV is
+    being fetched or waits for that.
     """
 
     step: int = 0
@@ -32,3 +36,8 @@ class StepMetrics(msgspec.Struct, frozen=True, array_like=True):
     handoffs_in_total: int = 0
     handoffs_out_total: int = 0
     handoffs_failed_total: int = 0
+    prefill_context_tokens: int = 0
+    decode_context_tokens: int = 0
+    transfer_tokens_total: int = 0
+    transfer_ms_total: float = 0.0
+    receiving_tokens: int = 0

@@ -29,6 +29,8 @@ class Totals(msgspec.Struct):
     handoffs_in: int = 0
     handoffs_out: int = 0
     handoffs_failed: int = 0
+    transfer_tokens: int = 0
+    transfer_ms: float = 0.0
 
 
 class Batch:

@@ -6,9 +6,10 @@ be named too). It must not know sequences, steps or what memory the blocks stand
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from tokenmill.decide.batching.eviction import EvictionOrder
 from tokenmill.decide.batching.free_runs import FreeRuns
 from tokenmill.decide.batching.kv_event_log import KvEventLog
 from tokenmill.protocol.kv_events import KvEvent
@@ -29,8 +30,7 @@ class BlockPool:
         self._hash_of: list[int | None] = [None] * total_blocks
         self._parent_of: list[int | None] = [None] * total_blocks
         self._block_of: dict[int, int] = {}
-        # Cached blocks that nobody holds, the first to be evicted first.
-        self._evictable: OrderedDict[int, None] = OrderedDict()
+        self._evictable = EvictionOrder(total_blocks)
         self._events = KvEventLog(limit=max(1024, 4 * total_blocks))
 
     @property
@@ -65,13 +65,13 @@ class BlockPool:
 
     def hold(self, blocks: Iterable[int]) -> None:
         """Hold cached blocks, as found by ``match``, once more."""
+        holders, found = self._holders, self._evictable.found
         for block in blocks:
-            if not self._holders[block]:
-                del self._evictable[block]
-            self._holders[block] += 1
+            found(block)
+            holders[block] += 1
 
     def allocate(self, count: int, after: int | None = None) -> list[int]:
-        """Return ``count`` blocks, each held once, evicting cached ones (the oldest first) if need be.
+        """Return ``count`` blocks, each held once, evicting cached ones (``eviction`` says which) if need be.
 
         ``after``: a block that these should follow in memory if they can. Raises ValueError when
         ``count`` is above ``free_blocks``; then nothing has changed.
@@ -79,7 +79,7 @@ class BlockPool:
         if count > self.free_blocks:
             raise ValueError(f"{count} blocks asked for, {self.free_blocks} free")
         for _ in range(count - len(self._free)):
-            self._evict_oldest()
+            self._evict_one()
         blocks = self._free.take(count, after)
         for block in blocks:
             self._holders[block] = 1
@@ -97,7 +97,7 @@ class BlockPool:
             if self._hash_of[block] is None:
                 self._free.add(block)
             else:
-                self._evictable[block] = None
+                self._evictable.add(block)
 
     def commit(self, block_hash: int, block: int, parent: int | None) -> None:
         """Name a held, fully computed ``block`` so that others can find it.
@@ -122,8 +122,8 @@ class BlockPool:
         """
         return self._events.drain(lambda: {h: self._parent_of[b] for h, b in self._block_of.items()})
 
-    def _evict_oldest(self) -> None:
-        block, _ = self._evictable.popitem(last=False)
+    def _evict_one(self) -> None:
+        block = self._evictable.pop()
         block_hash = self._hash_of[block]
         assert block_hash is not None
         del self._block_of[block_hash]

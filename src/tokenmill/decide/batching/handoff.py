@@ -12,6 +12,7 @@ from tokenmill.decide.batching.tracked import Tracked
 from tokenmill.decide.batching.transitions import IllegalTransition
 from tokenmill.decide.batching.types import (
     Instruction,
+    KvArrived,
     OfferKv,
     PullKv,
     SealKv,
@@ -69,16 +70,18 @@ def start_pull(batch: Batch, sequence: Tracked) -> PullKv:
     )
 
 
-def receive(batch: Batch, sequence: Tracked | None, first_token: int) -> list[Instruction]:
-    """The KV of all known tokens is in the blocks; ``first_token`` has been sent to the requester."""
+def receive(batch: Batch, sequence: Tracked | None, arrived: KvArrived) -> list[Instruction]:
+    """The KV of all known tokens is in the blocks; the first token has been sent to the requester."""
     if not _await(batch, sequence):
         return []
     assert sequence is not None
     batch.totals.handoffs_in += 1
+    batch.totals.transfer_tokens += arrived.moved_tokens
+    batch.totals.transfer_ms += arrived.moving_ms
     sequence.computed = len(sequence.tokens)
-    sequence.tokens.append(first_token)
+    sequence.tokens.append(arrived.first_token)
     batch.commit(sequence)
-    reason = sequence.end_reason(first_token)
+    reason = sequence.end_reason(arrived.first_token)
     if reason is not None:
         finish = sequence.finish(reason)
         batch.retire(sequence)

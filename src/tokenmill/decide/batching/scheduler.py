@@ -69,12 +69,17 @@ class Scheduler:
         self._step = 0
         self._plan: StepPlan | None = None
         self._planned: list[Tracked] = []
-        self._executed = (0, 0, 0)
+        self._executed: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
 
     @property
     def has_work(self) -> bool:
         """Some sequence waits or runs, so that ``next_step`` may have a plan."""
         return bool(self._batch.waiting or self._batch.decoding or self._batch.prefilling)
+
+    @property
+    def kv_share(self) -> float:
+        """Blocks that sequences and exports hold, of all blocks."""
+        return self._batch.pool.used_blocks / self._batch.config.total_blocks
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take a fact in and return what follows from it, in order. ``now``: seconds.
@@ -92,7 +97,7 @@ class Scheduler:
             case RequestCancelled():
                 return self._cancel(event.request_id)
             case KvArrived():
-                return handoff.receive(self._batch, self._find(event.request_id), event.first_token)
+                return handoff.receive(self._batch, self._find(event.request_id), event)
             case KvLost():
                 handoff.compute_instead(self._batch, self._find(event.request_id))
             case ExportReleased():
@@ -120,8 +125,9 @@ class Scheduler:
         ``waiting_prefill_tokens`` counts what is still to be computed of prompts, in the queue or begun.
         """
         batch, totals = self._batch, self._batch.totals
-        step, prefill_tokens, decode_tokens = self._executed
+        step, prefill_tokens, decode_tokens, prefill_context, decode_context = self._executed
         begun = sum(len(s.tokens) - s.computed for s in batch.prefilling)
+        fetched = sum(len(s.tokens) - s.computed for s in batch.receiving.values())
         return StepMetrics(
             step=step,
             step_ms=step_ms,
@@ -142,6 +148,11 @@ class Scheduler:
             handoffs_in_total=totals.handoffs_in,
             handoffs_out_total=totals.handoffs_out,
             handoffs_failed_total=totals.handoffs_failed,
+            prefill_context_tokens=prefill_context,
+            decode_context_tokens=decode_context,
+            transfer_tokens_total=totals.transfer_tokens,
+            transfer_ms_total=totals.transfer_ms,
+            receiving_tokens=batch.waiting.pull_tokens + fetched,
         )
 
     def drain_kv_events(self) -> list[KvEvent]:
@@ -189,11 +200,12 @@ class Scheduler:
             raise ValueError(f"step {plan.step}: {len(sampled)} tokens do not fit the chunks that sample")
         self._plan = None
         self._planned = []
-        self._executed = (plan.step, plan.prefill_tokens, decodes)
         self._batch.totals.decode_tokens += decodes
         self._batch.totals.prefill_tokens += plan.prefill_tokens
         instructions: list[Instruction] = []
-        self._advance_decodes(planned[:decodes], sampled, instructions)
+        context = self._advance_decodes(planned[:decodes], sampled, instructions)
+        attended = sum(c.length * c.start + c.length * (c.length + 1) // 2 for c in prefills)
+        self._executed = (plan.step, plan.prefill_tokens, decodes, attended, context)
         tokens = iter(sampled[decodes:])
         for sequence, chunk in zip(planned[decodes:], prefills, strict=True):
             token = next(tokens) if chunk.samples else None
@@ -202,15 +214,18 @@ class Scheduler:
 
     def _advance_decodes(
         self, sequences: list[Tracked], sampled: list[int], instructions: list[Instruction]
-    ) -> None:
-        """The hot loop: about half a microsecond for each running sequence in each step."""
+    ) -> int:
+        """The hot loop: about half a microsecond for each running sequence in each step. Returns the sum of
+        the sequences' lengths."""
         batch = self._batch
+        context = 0
         for sequence, token in zip(sequences, sampled, strict=False):
             if sequence.ended:
                 batch.retire(sequence)
                 continue
             request, tokens = sequence.request, sequence.tokens
             sequence.computed = computed = len(tokens)
+            context += computed
             instructions.append(Emit(request.request_id, computed - sequence.prompt_len, token))
             tokens.append(token)
             if computed >= sequence.next_commit:
@@ -220,6 +235,7 @@ class Scheduler:
                 if reason is not None:
                     instructions.append(sequence.finish(reason))
                     batch.retire(sequence)
+        return context
 
     def _advance_prefill(
         self, sequence: Tracked, chunk: Chunk, token: int | None, instructions: list[Instruction]

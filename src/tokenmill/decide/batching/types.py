@@ -139,10 +139,15 @@ class RequestCancelled(msgspec.Struct, frozen=True):
 
 
 class KvArrived(msgspec.Struct, frozen=True):
-    """The transfer is complete: the prompt's KV is in the blocks, ``first_token`` is output 0."""
+    """The transfer is complete: the prompt's KV is in the blocks, ``first_token`` is output 0.
+
+    ``moved_tokens`` were fetched in ``moving_ms`` milliseconds, waiting for the sender to compute left out.
+    """
 
     request_id: RequestId
     first_token: int
+    moved_tokens: int = 0
+    moving_ms: float = 0.0
 
 
 class KvLost(msgspec.Struct, frozen=True):

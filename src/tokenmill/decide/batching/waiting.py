@@ -28,6 +28,8 @@ class WaitingQueue:
         self._to_pull: list[Tracked] = []
         self.compute_tokens = 0
         """Tokens of the sequences to compute."""
+        self.pull_tokens = 0
+        """Tokens of the sequences whose KV is pulled."""
 
     def __len__(self) -> int:
         return len(self._to_compute) + len(self._to_pull)
@@ -40,6 +42,7 @@ class WaitingQueue:
         """Put a sequence at its place."""
         if sequence.pulls:
             insort(self._to_pull, sequence, key=_rank)
+            self.pull_tokens += len(sequence.tokens)
         else:
             insort(self._to_compute, sequence, key=_rank)
             self.compute_tokens += len(sequence.tokens)
@@ -59,7 +62,9 @@ class WaitingQueue:
         if at == len(line) or line[at] is not sequence:
             raise ValueError(f"request {sequence.request.request_id} is not waiting")
         del line[at]
-        if not sequence.pulls:
+        if sequence.pulls:
+            self.pull_tokens -= len(sequence.tokens)
+        else:
             self.compute_tokens -= len(sequence.tokens)
 
     def validate(self) -> None:
@@ -69,3 +74,4 @@ class WaitingQueue:
             assert ranks == sorted(set(ranks)), "order of the queue"
             assert all(sequence.pulls is pulls for sequence in line), "a sequence stands in the wrong line"
         assert self.compute_tokens == sum(len(s.tokens) for s in self._to_compute), "tokens in the queue"
+        assert self.pull_tokens == sum(len(s.tokens) for s in self._to_pull), "tokens to pull in the queue"

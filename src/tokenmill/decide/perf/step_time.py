@@ -12,20 +12,51 @@ import msgspec
 
 
 class StepTimeModel(Protocol):
-    """How long one engine's steps take, in milliseconds."""
+    """How long one engine's steps take, in milliseconds. Counts may be averages, hence floats."""
 
-    def prefill_ms(self, new_tokens: int, context_tokens: int) -> float:
+    def prefill_ms(self, new_tokens: float, context_tokens: float) -> float:
         """A step of prompts only. ``context_tokens``: over the new tokens, the sum of tokens each attends to
         (a fresh prompt of n tokens: n * (n + 1) / 2)."""
         ...
 
-    def decode_ms(self, sequences: int, context_tokens: int) -> float:
+    def decode_ms(self, sequences: float, context_tokens: float) -> float:
         """A step of decodes only. ``context_tokens``: the sum of the sequences' lengths."""
         ...
 
-    def mixed_ms(self, new_tokens: int, prefill_context: int, sequences: int, decode_context: int) -> float:
+    def mixed_ms(
+        self, new_tokens: float, prefill_context: float, sequences: float, decode_context: float
+    ) -> float:
         """A step that does both."""
         ...
+
+
+def prompt_ms(
+    times: StepTimeModel,
+    new_tokens: float,
+    cached_tokens: float,
+    *,
+    chunk_tokens: float,
+    sequences: float = 0,
+    decode_context: float = 0,
+) -> float:
+    """Return how long it takes to compute ``new_tokens`` after ``cached_tokens``, in milliseconds.
+
+    In steps of at most ``chunk_tokens``, each of which also decodes ``sequences`` that read
+    ``decode_context`` tokens between them. Attention is taken as linear in the context, so that the mean of
+    it over the steps does.
+    """
+    if new_tokens <= 0:
+        return 0.0
+    full_steps, rest = divmod(new_tokens, chunk_tokens)
+    context = cached_tokens + new_tokens / 2
+    total_ms = 0.0
+    if full_steps:
+        total_ms = full_steps * times.mixed_ms(
+            chunk_tokens, chunk_tokens * context, sequences, decode_context
+        )
+    if rest:
+        total_ms += times.mixed_ms(rest, rest * context, sequences, decode_context)
+    return total_ms
 
 
 class LinearStepTime(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,15 +75,17 @@ class LinearStepTime(msgspec.Struct, frozen=True, kw_only=True):
     decode_sequence_ms: float = 0.02
     decode_context_ms: float = 4e-5
 
-    def prefill_ms(self, new_tokens: int, context_tokens: int) -> float:
+    def prefill_ms(self, new_tokens: float, context_tokens: float) -> float:
         """See ``StepTimeModel``."""
         return self.mixed_ms(new_tokens, context_tokens, 0, 0)
 
-    def decode_ms(self, sequences: int, context_tokens: int) -> float:
+    def decode_ms(self, sequences: float, context_tokens: float) -> float:
         """See ``StepTimeModel``."""
         return self.mixed_ms(0, 0, sequences, context_tokens)
 
-    def mixed_ms(self, new_tokens: int, prefill_context: int, sequences: int, decode_context: int) -> float:
+    def mixed_ms(
+        self, new_tokens: float, prefill_context: float, sequences: float, decode_context: float
+    ) -> float:
         """Reading the weights is paid once: the larger of it and the matrix products counts, not both."""
         products_ms = new_tokens * self.prefill_token_ms + sequences * self.decode_sequence_ms
         attention_ms = prefill_context * self.prefill_context_ms + decode_context * self.decode_context_ms

@@ -6,58 +6,93 @@ go to one worker. It must not know policies or I/O.
 
 from __future__ import annotations
 
-from tokenmill.protocol.ids import RequestId
+from typing import NamedTuple
+
+from tokenmill.decide.router.cost import LoadFacts
+from tokenmill.protocol.ids import Role
 from tokenmill.protocol.metrics import StepMetrics
 
 _GRACE_S = 0.02
 """What was sent this short before a report may not be in it yet."""
 
 
+class _Sent(NamedTuple):
+    """A sequence that no report covers. ``prefill_tokens`` to compute, of ``tokens`` to have in the cache."""
+
+    at: float
+    prefill_tokens: int
+    tokens: int
+
+
 class WorkerLoad:
     """Facts in (``sent``, ``ended``, ``reported``), sums out. All times in seconds on one clock.
 
-    ``_sent`` holds what no report covers yet; the bound is this frontend's open streams to the worker.
+    A sequence's key is who sent it ("" for this frontend, or a peer) and its request id. ``_sent`` holds what
+    no report covers yet; the bound is all frontends' open streams to the worker.
     """
+
+    __slots__ = ("_sent", "metrics", "sent_prefill_tokens", "sent_tokens")
 
     def __init__(self) -> None:
         self.metrics = StepMetrics()
-        self.reported_at: float | None = None
-        self.open_streams = 0
-        """Streams of this frontend that are open to the worker."""
         self.sent_prefill_tokens = 0
-        """Prompt tokens sent since the last report."""
-        self._sent: dict[RequestId, tuple[float, int]] = {}
+        """Prompt tokens to compute, sent since the last report."""
+        self.sent_tokens = 0
+        """Tokens of sequences sent since the last report, cached ones too."""
+        self._sent: dict[tuple[str, str], _Sent] = {}
 
     @property
     def sent_sequences(self) -> int:
         """Sequences sent since the last report."""
         return len(self._sent)
 
-    def sent(self, request_id: RequestId, prefill_tokens: int, now: float) -> None:
-        """A sequence was sent to the worker; ``prefill_tokens`` it must compute (0 where the cache comes)."""
-        self.open_streams += 1
-        self._sent[request_id] = (now, prefill_tokens)
-        self.sent_prefill_tokens += prefill_tokens
+    @property
+    def incoming_tokens(self) -> int:
+        """Tokens whose KV the worker still has to fetch: of handoffs sent since the report, and reported."""
+        fresh = sum(entry.tokens for entry in self._sent.values() if not entry.prefill_tokens)
+        return fresh + self.metrics.receiving_tokens
 
-    def ended(self, request_id: RequestId) -> None:
+    def sent(self, key: tuple[str, str], prefill_tokens: int, now: float, tokens: int = 0) -> None:
+        """A sequence was sent to the worker; ``prefill_tokens`` it must compute (0 where the cache comes), of
+        ``tokens`` in all (0: as many)."""
+        self.ended(key)
+        tokens = max(tokens, prefill_tokens)
+        self._sent[key] = _Sent(now, prefill_tokens, tokens)
+        self.sent_prefill_tokens += prefill_tokens
+        self.sent_tokens += tokens
+
+    def ended(self, key: tuple[str, str]) -> None:
         """A sequence that was sent has ended at the worker."""
-        self.open_streams -= 1
-        self._drop(request_id)
+        entry = self._sent.pop(key, None)
+        if entry is not None:
+            self.sent_prefill_tokens -= entry.prefill_tokens
+            self.sent_tokens -= entry.tokens
+
+    def sender_gone(self, sender: str) -> None:
+        """All that ``sender`` had sent has ended."""
+        for key in [key for key in self._sent if key[0] == sender]:
+            self.ended(key)
 
     def reported(self, metrics: StepMetrics, now: float) -> None:
         """The worker told its load."""
         self.metrics = metrics
-        self.reported_at = now
-        covered = [name for name, (at, _) in self._sent.items() if at < now - _GRACE_S]
-        for request_id in covered:
-            self._drop(request_id)
+        covered = []
+        for key, entry in self._sent.items():  # in the order they were sent
+            if entry.at >= now - _GRACE_S:
+                break
+            covered.append(key)
+        for key in covered:
+            self.ended(key)
 
-    def lost(self) -> None:
-        """The worker is gone, and what it was doing with it."""
-        self.metrics = StepMetrics(kv_blocks_total=self.metrics.kv_blocks_total)
-        self.reported_at = None
-
-    def _drop(self, request_id: RequestId) -> None:
-        entry = self._sent.pop(request_id, None)
-        if entry is not None:
-            self.sent_prefill_tokens -= entry[1]
+    def facts(self, role: Role, kv_blocks: int, block_tokens: int) -> LoadFacts:
+        """Return the sums. ``kv_blocks``, ``block_tokens``: the worker's room as its card tells it."""
+        metrics = self.metrics
+        decoding = 0
+        if role is not Role.PREFILL:
+            decoding = metrics.running + metrics.waiting + metrics.receiving + len(self._sent)
+        return LoadFacts(
+            queue_tokens=metrics.waiting_prefill_tokens + self.sent_prefill_tokens,
+            decoding=decoding,
+            blocks_used=metrics.kv_blocks_used + self.sent_tokens // block_tokens,
+            blocks_total=metrics.kv_blocks_total or kv_blocks,
+        )
