@@ -9,10 +9,12 @@ from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
 from tokenmill.spec.derive import FRONTEND_KNOBS, STAGE_KNOBS, scaled, to_frontend_config, to_worker_configs
 from tokenmill.spec.docs import field_docs
-from tokenmill.spec.factory import Factory, Frontend, Stage
+from tokenmill.spec.factory import Factory
+from tokenmill.spec.front import Frontend
 from tokenmill.spec.load import parse_factory
 from tokenmill.spec.process import FrontendConfig, WorkerConfig
 from tokenmill.spec.schema import factory_schema
+from tokenmill.spec.stage import Stage
 
 FACTORY = parse_factory(
     """
@@ -20,6 +22,7 @@ FACTORY = parse_factory(
     model: {name: m, path: /models/m}
     frontend: {port: 9000, host: 0.0.0.0, max_body_bytes: 5}
     router: {policy: least-loaded}
+    migration: {max_attempts: 2, stall_timeout_s: 9}
     stages:
       - {name: p, role: prefill, replicas: 2, dtype: float32, engine_args: {x: 1}, transports: [tcp]}
       - {name: d, role: decode, replicas: 1, max_sequences: 3}
@@ -39,13 +42,14 @@ def test_workers_are_told_what_their_stage_declares():
     assert (third.stage, third.role, third.max_sequences) == ("d", Role.DECODE, 3)
 
 
-def test_front_doors_are_told_what_is_declared_and_count_their_ports_up():
-    assert to_frontend_config(FACTORY, 2) == FrontendConfig(
-        model="/models/m", model_name="m", host="0.0.0.0", port=9002, router_policy="least-loaded",
+def test_front_doors_are_told_what_is_declared():
+    assert to_frontend_config(FACTORY) == FrontendConfig(
+        model="/models/m", model_name="m", host="0.0.0.0", port=9000, router_policy="least-loaded",
         max_body_bytes=5, log_level="debug", log_format="json",
+        migration_max_attempts=2, migration_stall_timeout_s=9,
     )  # fmt: skip
     free = msgspec.structs.replace(FACTORY, frontend=Frontend(port=0))
-    assert to_frontend_config(free, 2).port == 0
+    assert to_frontend_config(free).port == 0
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,7 @@ def test_the_file_and_the_processes_agree_on_defaults(part, config, knobs):
 def test_every_knob_of_a_worker_can_be_set_in_the_file_or_belongs_to_the_plant():
     plants_own = {
         "registry", "run_dir", "parent_fd", "ready_fd", "log_level", "log_format", "model", "model_name",
-        "stage", "replica", "listen", "transfer_host", "registry_ttl_s",
+        "stage", "replica", "listen", "transfer_host", "registry_ttl_s", "tp", "pp", "dp", "ep",
     }  # fmt: skip
     assert {item.name for item in fields(WorkerConfig)} == plants_own | set(STAGE_KNOBS)
 
@@ -71,6 +75,8 @@ def test_scaling_changes_only_the_named_stages():
     more = scaled(FACTORY, {"d": 4})
     assert [stage.replicas for stage in more.stages] == [2, 4]
     assert [stage.replicas for stage in FACTORY.stages] == [2, 1]
+    assert scaled(FACTORY, {"frontend": 3}).frontend.replicas == 3
+    assert more.frontend == FACTORY.frontend
     with pytest.raises(ConfigError, match=r'a has no stage "x"\. It has p or d\.'):
         scaled(FACTORY, {"x": 1})
     with pytest.raises(ConfigError, match="d=-1: replicas must be 0 or more"):
@@ -93,3 +99,19 @@ def test_the_schema_describes_every_field_and_takes_numbers_as_engine_settings()
     assert stage["additionalProperties"] is False
     assert "number" in stage["properties"]["engine_args"]["additionalProperties"]["type"]
     assert schema["$defs"]["Factory"]["required"] == ["metadata", "stages"]
+
+
+def test_a_front_door_is_told_how_to_admit():
+    factory = parse_factory(
+        """
+        metadata: {name: a}
+        admission: {max_queued: 7, tenant_weights: {a: 2}, tenant_header: x-customer}
+        stages: [{name: w}]
+        """,
+        "f",
+    )
+    config = to_frontend_config(factory)
+    assert config.admission_max_queued == 7
+    assert config.admission_tenant_weights == {"a": 2.0}
+    assert config.admission_tenant_header == "x-customer"
+    assert config.admission_max_wait_s == FrontendConfig().admission_max_wait_s

@@ -55,7 +55,7 @@ def test_the_smallest_file_gets_sensible_defaults():
     factory = parse_factory("metadata: {name: a}\nstages: [{name: w}]", "f.yaml")
     assert factory.stages == [parts.Stage(name="w", role=Role.BOTH, replicas=1, engine="torch")]
     assert factory.frontend.port == 8000
-    assert factory.router.policy == "least-loaded"
+    assert factory.router.policy == "kv"
 
 
 def test_all_that_is_wrong_is_said_at_once_with_its_place():
@@ -65,7 +65,7 @@ def test_all_that_is_wrong_is_said_at_once_with_its_place():
         metadata: {name: Llama_70b}
         model: {name: llama, pth: foo}
         frontend: {port: 80000, replicas: "1"}
-        router: {policy: lest-loaded}
+        router: {prefill: locl}
         slo: {ttft_ms: 0}
         stages:
           - {name: prefill, role: prefill, replicas: -1}
@@ -86,10 +86,7 @@ def test_all_that_is_wrong_is_said_at_once_with_its_place():
         'f.yaml:4:22: model.pth: unknown field. Did you mean "path"?',
         "f.yaml:5:18: frontend.port: must be 65535 or less, not 80000",
         'f.yaml:5:35: frontend.replicas: must be a whole number, not "1"; remove the quotes',
-        (
-            'f.yaml:6:18: router.policy: "lest-loaded" is not kv, least-loaded, power-of-two, random or '
-            'round-robin. Did you mean "least-loaded"?'
-        ),
+        'f.yaml:6:19: router.prefill: "locl" is not auto, local or remote. Did you mean "local"?',
         "f.yaml:7:16: slo.ttft_ms: must be more than 0, not 0",
         "f.yaml:9:46: stages[0].replicas: must be 0 or more, not -1",
         'f.yaml:11:11: stages[1].role: "decoder" is not prefill, decode or both. Did you mean "decode"?',
@@ -133,16 +130,22 @@ HEAD = "metadata: {name: a}\n"
             'f:2:17: stages[0].name: "frontend" names the front door; choose another',
         ),
         (
-            HEAD + "stages: [{name: w, engine: vllm}]",
-            'f:2:28: stages[0].engine: engine "vllm" is not built into this version; use torch or sim',
+            HEAD + "stages: [{name: w, engine: sglang}]",
+            (
+                'f:2:28: stages[0].engine: engine "sglang" is not built into this version; '
+                "use torch, sim or vllm"
+            ),
         ),
         (
-            HEAD + "router: {policy: kv}\nstages: [{name: w}]",
-            'f:2:18: router.policy: policy "kv" is not built into this version; use least-loaded',
+            HEAD + "router: {policy: sesion}\nstages: [{name: w}]",
+            (
+                'f:2:18: router.policy: "sesion" is not kv, least-loaded, power-of-two, round-robin, random '
+                'or session. Did you mean "session"?'
+            ),
         ),
         (
             HEAD + "stages: [{name: w, engine: trch}]",
-            'f:2:28: stages[0].engine: "trch" is not torch or sim. Did you mean "torch"?',
+            'f:2:28: stages[0].engine: "trch" is not torch, sim or vllm. Did you mean "torch"?',
         ),
         (
             HEAD + "stages: [{name: w, parallel: {tp: 4}}]",
@@ -159,7 +162,8 @@ HEAD = "metadata: {name: a}\n"
         (
             HEAD + "frontend: {port: 65535, replicas: 2}\nstages: [{name: w}]",
             (
-                "f:2:18: frontend.port: replica i listens on port + i, and 65536 is above 65535; "
+                "f:2:18: frontend.port: where ports cannot be shared replica i listens on port + i, "
+                "and 65536 is above 65535; "
                 "choose a lower port"
             ),
         ),

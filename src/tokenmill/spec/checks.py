@@ -5,18 +5,24 @@ from __future__ import annotations
 from typing import Final
 
 from tokenmill.protocol.ids import Role
-from tokenmill.spec.factory import Factory, Stage
+from tokenmill.spec.factory import Factory
 from tokenmill.spec.nodes import Reader
+from tokenmill.spec.plugins import ROUTER_POLICIES, installed
 from tokenmill.spec.problems import Place, did_you_mean, one_of
+from tokenmill.spec.process import EMBEDDED_BLOCK_TOKENS
+from tokenmill.spec.stage import Stage
 
-ENGINES: Final = ("torch", "sim")
+EMBEDDED_ENGINES: Final = ("torch", "sim")
+"""Engines that run in the worker."""
+
+ENGINES: Final = (*EMBEDDED_ENGINES, "vllm")
 """What this version can run."""
 
-LATER_ENGINES: Final = ("vllm", "sglang", "trtllm", "openai")
+LATER_ENGINES: Final = ("sglang", "trtllm", "openai")
 """What the file format knows, but this version cannot run."""
 
-ROUTER_POLICIES: Final = ("least-loaded",)
-"""What this version can route by; the file format knows more."""
+POLICIES: Final = ("kv", "least-loaded", "power-of-two", "round-robin", "random", "session")
+"""What the router brings along; others may be installed."""
 
 TRANSPORTS: Final = ("shm", "tcp")
 
@@ -28,12 +34,16 @@ def check_factory(factory: Factory, reader: Reader, *, complete: bool) -> None:
         for index, stage in enumerate(factory.stages):
             _check_stage(stage, reader, f"stages[{index}]")
     policy = factory.router.policy
-    if policy not in ROUTER_POLICIES:
-        message = f'policy "{policy}" is not built into this version; use {one_of(ROUTER_POLICIES)}'
-        _blame(reader, "router.policy", message)
+    if policy not in POLICIES and policy not in (own := installed(ROUTER_POLICIES)):
+        known = (*POLICIES, *own)
+        hint = did_you_mean(policy, known)
+        _blame(reader, "router.policy", f'"{policy}" is not {one_of(known)}.{hint}')
     last_port = factory.frontend.port + factory.frontend.replicas - 1
     if factory.frontend.port and last_port > 65535:
-        message = f"replica i listens on port + i, and {last_port} is above 65535; choose a lower port"
+        message = (
+            "where ports cannot be shared replica i listens on port + i, "
+            f"and {last_port} is above 65535; choose a lower port"
+        )
         _blame(reader, "frontend.port", message)
 
 
@@ -61,11 +71,15 @@ def _check_whole(factory: Factory, reader: Reader) -> None:
 
 def _check_block_sizes(factory: Factory, reader: Reader) -> None:
     """KV blocks are handed over as they are, so that their sizes must agree."""
-    first = factory.stages[0] if factory.stages else None
-    for index, stage in enumerate(factory.stages):
-        if first is not None and stage.block_tokens != first.block_tokens:
-            message = f"{stage.block_tokens} differs from stages[0]; make it {first.block_tokens} too"
+    sizes = [_block_tokens(stage) for stage in factory.stages]
+    for index, size in enumerate(sizes):
+        if size != sizes[0]:
+            message = f"{size} differs from stages[0]; make it {sizes[0]} too"
             _blame(reader, f"stages[{index}].block_tokens", message)
+
+
+def _block_tokens(stage: Stage) -> int:
+    return stage.block_tokens or (EMBEDDED_BLOCK_TOKENS if stage.engine in EMBEDDED_ENGINES else 0)
 
 
 def _check_stage(stage: Stage, reader: Reader, path: str) -> None:

@@ -13,12 +13,17 @@ from typing import Final
 import msgspec
 
 from tokenmill.errors import ConfigError
-from tokenmill.spec.factory import Factory, Frontend, Stage
+from tokenmill.spec.factory import Factory
+from tokenmill.spec.front import Admission, Frontend, Migration, Router
 from tokenmill.spec.problems import did_you_mean, one_of
 from tokenmill.spec.process import FrontendConfig, WorkerConfig
+from tokenmill.spec.stage import Parallel, Stage
 
 _OWN_FIELDS: Final = frozenset({"name", "replicas", "gpu", "parallel", "cpus", "port"})
 """What a stage or frontend declares for the plant, not for the process."""
+
+FRONTEND: Final = "frontend"
+"""What the front doors are called where stages are named."""
 
 STAGE_KNOBS: Final = tuple(
     name
@@ -50,29 +55,33 @@ def worker_config(factory: Factory, stage: Stage, replica: int) -> WorkerConfig:
         replica=replica,
         log_level=factory.log.level,
         log_format=factory.log.format,
+        **{name: getattr(stage.parallel, name) for name in Parallel.__struct_fields__},
         **{name: getattr(stage, name) for name in STAGE_KNOBS},
     )
 
 
-def to_frontend_config(factory: Factory, replica: int = 0) -> FrontendConfig:
-    """What front door ``replica`` is told; it listens on the declared port plus its number."""
+def to_frontend_config(factory: Factory) -> FrontendConfig:
+    """What each front door is told; where it listens beside the declared port is the plant's business."""
     declared = factory.frontend
     return FrontendConfig(
         model=factory.model.path,
         model_name=factory.model.name,
-        port=declared.port + replica if declared.port else 0,
-        router_policy=factory.router.policy,
+        port=declared.port,
+        **{f"router_{name}": getattr(factory.router, name) for name in Router.__struct_fields__},
         log_level=factory.log.level,
         log_format=factory.log.format,
         **{name: getattr(declared, name) for name in FRONTEND_KNOBS},
+        **{f"admission_{name}": getattr(factory.admission, name) for name in Admission.__struct_fields__},
+        **{f"migration_{name}": getattr(factory.migration, name) for name in Migration.__struct_fields__},
     )
 
 
 def scaled(factory: Factory, replicas: Mapping[str, int]) -> Factory:
-    """Return the factory with other numbers of replicas, by stage name. Raises ConfigError."""
+    """Return the factory with other numbers of replicas, by stage name or "frontend". Raises ConfigError."""
     names = [stage.name for stage in factory.stages]
+    front = factory.frontend
     for name, number in replicas.items():
-        if name not in names:
+        if name not in names and name != FRONTEND:
             hint = did_you_mean(name, names) or f" It has {one_of(names)}."
             raise ConfigError(f'{factory.metadata.name} has no stage "{name}".{hint}')
         if number < 0:
@@ -81,4 +90,6 @@ def scaled(factory: Factory, replicas: Mapping[str, int]) -> Factory:
         msgspec.structs.replace(stage, replicas=replicas.get(stage.name, stage.replicas))
         for stage in factory.stages
     ]
-    return msgspec.structs.replace(factory, stages=stages)
+    if FRONTEND not in names:
+        front = msgspec.structs.replace(front, replicas=replicas.get(FRONTEND, front.replicas))
+    return msgspec.structs.replace(factory, stages=stages, frontend=front)

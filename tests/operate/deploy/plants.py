@@ -19,12 +19,12 @@ from tokenmill.spec.process import FrontendConfig
 FAKE = Path(__file__).with_name("fake_process.py")
 
 
-def factory(name="mill", *, front="good", port=0, **stages):
+def factory(name="mill", *, front="good", port=0, fronts=1, **stages):
     """``stages``: name=(replicas, mode); the front door's mode travels in the model's name."""
     lines = [
         f"metadata: {{name: {name}}}",
         f"model: {{name: {front}}}",
-        f"frontend: {{port: {port}}}",
+        f"frontend: {{port: {port}, replicas: {fronts}}}",
         "stages:",
         *(
             f"  - {{name: {stage}, replicas: {replicas}, engine: sim, engine_args: {{mode: {mode}}}}}"

@@ -46,6 +46,19 @@ def test_flags_read_back_as_the_same_config(config):
     assert parsed(WorkerConfig, to_flags(config)) == config
 
 
+@given(st.dictionaries(WORDS, st.floats(0.001, 1e6), max_size=3))
+@settings(max_examples=30, deadline=None)
+def test_pairs_of_numbers_read_back(weights):
+    config = FrontendConfig(admission_tenant_weights=weights)
+    assert parsed(FrontendConfig, to_flags(config)) == config
+
+
+@pytest.mark.parametrize("words", ["a", "a=b", "=1", "a="])
+def test_a_pair_that_has_no_number_names_the_flag(words):
+    with pytest.raises(ConfigError, match="--admission-tenant-weight"):
+        parsed(FrontendConfig, [f"--admission-tenant-weight={words}"])
+
+
 def test_defaults_need_no_flags():
     assert to_flags(WorkerConfig()) == []
     assert to_argv(FrontendConfig(port=1))[1:] == ["-m", "tokenmill", "frontend", "--port=1"]

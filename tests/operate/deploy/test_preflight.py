@@ -3,12 +3,20 @@ from __future__ import annotations
 import os
 import socket
 
+import msgspec
 import pytest
 
 from tokenmill.errors import ConfigError
 from tokenmill.operate.deploy.plant import MAX_PROCESSES, process_specs
-from tokenmill.operate.deploy.preflight import check_cpus, check_place, check_port, grounded
+from tokenmill.operate.deploy.preflight import (
+    check_cpus,
+    check_front_door,
+    check_place,
+    check_port,
+    grounded,
+)
 from tokenmill.spec.derive import scaled
+from tokenmill.spec.front import Frontend
 from tokenmill.spec.load import parse_factory
 
 
@@ -62,3 +70,24 @@ def test_a_machine_is_not_asked_for_more_processes_than_it_can_watch():
         process_specs(too_many, cores=1)
     with pytest.raises(ConfigError, match="replicas"):
         check_place(too_many, ports=False)
+
+
+def with_front(**fields):
+    return msgspec.structs.replace(factory(), frontend=Frontend(**fields))
+
+
+def test_relative_certificates_are_seen_from_the_file(tmp_path):
+    front = grounded(with_front(tls_cert="tls/cert.pem", tls_key="/etc/key.pem"), tmp_path).frontend
+    assert front.tls_cert == str(tmp_path / "tls" / "cert.pem")
+    assert front.tls_key == "/etc/key.pem"
+    assert front.tls_client_ca == ""
+
+
+def test_certificates_and_origins_are_checked_before_anything_starts(tmp_path):
+    with pytest.raises(ConfigError, match=r"tls_cert: cannot read .*cert.pem"):
+        check_front_door(grounded(with_front(tls_cert="cert.pem"), tmp_path))
+    with pytest.raises(ConfigError, match="tls_key: needs a certificate"):
+        check_front_door(with_front(tls_key="key.pem"))
+    with pytest.raises(ConfigError, match="cors_origins: "):
+        check_front_door(with_front(cors_origins=["example.com"]))
+    check_front_door(with_front(cors_origins=["https://example.com"]))

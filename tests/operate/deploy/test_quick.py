@@ -48,10 +48,13 @@ def test_the_name_follows_the_port_so_that_two_can_run():
         ({"prefill": 0, "decode": 0}, "no workers: give --prefill and --decode, or --both, at least 1"),
         ({"decode": 0}, "--prefill and --decode: a prefill stage needs a decode stage beside it"),
         ({"port": 70000}, "--port: must be 65535 or less, not 70000"),
-        ({"engine": "vllm"}, '--engine: engine "vllm" is not built into this version; use torch or sim'),
-        ({"router_policy": "kv"}, '--router-policy: policy "kv" is not built into this version'),
-        ({"engine": "tosh"}, '--engine: "tosh" is not torch or sim. Did you mean "torch"'),
-        ({"block_tokens": 0}, "--block-tokens: must be 1 or more, not 0"),
+        (
+            {"engine": "sglang"},
+            '--engine: engine "sglang" is not built into this version; use torch, sim or vllm',
+        ),
+        ({"router_policy": "vk"}, '--router-policy: "vk" is not kv, least-loaded, '),
+        ({"engine": "tosh"}, '--engine: "tosh" is not torch, sim or vllm. Did you mean "torch"'),
+        ({"block_tokens": -1}, "--block-tokens: must be 0 or more, not -1"),
         ({"log_level": "loud"}, '--log-level: "loud" is not debug, error, info or warning.'),
         ({"name": "My Mill"}, '--name: "My Mill" must be'),
         ({"both": -1}, "--both: must be 0 or more, not -1"),
@@ -62,3 +65,16 @@ def test_what_is_wrong_is_said_in_terms_of_flags(options, message):
         quick_factory(ServeOptions(**options))
     assert message in caught.value.message
     assert len(caught.value.message.splitlines()) == 1
+
+
+def test_front_doors_can_be_several():
+    assert quick_factory(ServeOptions(frontends=3)).frontend.replicas == 3
+    with pytest.raises(ConfigError, match=r"^--frontends: "):
+        quick_factory(ServeOptions(frontends=-1))
+
+
+def test_certificates_and_origins_reach_the_front_door():
+    options = ServeOptions(tls_cert="c", tls_key="k", tls_client_ca="a", cors_origins=["https://x.example"])
+    front = quick_factory(options).frontend
+    assert (front.tls_cert, front.tls_key, front.tls_client_ca) == ("c", "k", "a")
+    assert front.cors_origins == ["https://x.example"]

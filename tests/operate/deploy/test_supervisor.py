@@ -14,7 +14,9 @@ import msgspec
 import pytest
 
 from tokenmill.errors import ConfigError, TokenmillError
+from tokenmill.operate.deploy.shared_port import can_share_ports
 from tokenmill.spec.load import dump_factory
+from tokenmill.spec.process import FrontendConfig
 
 
 def _load(name):
@@ -107,6 +109,32 @@ async def test_scale_up_and_down(tmp_path):
         await plant.until(lambda status: len(status.processes) == 2)
         with pytest.raises(ConfigError, match=r'no stage "decod"\. Did you mean "decode"\?'):
             await plant.ask(op="scale", replicas={"decod": 1})
+    assert plant.events("start").count(("start", "decode-0")) == 1
+
+
+@pytest.mark.skipif(not can_share_ports(), reason="this system deals no connections out")
+async def test_front_doors_share_a_port_that_is_kept_and_can_be_scaled(tmp_path):
+    plant = Plant(tmp_path, factory(decode=(1, "good"), fronts=2))
+    ports = []
+
+    def noting(config):
+        if isinstance(config, FrontendConfig):
+            ports.append((config.port, config.reuse_port, config.own_listen))
+        return plants.fake_argv(plant.trace)(config)
+
+    plant.supervisor._argv = noting
+    async with running(plant):
+        await plant.until(lambda status: status.ready)
+        ((port, shared, own),) = set(ports)
+        assert port > 0
+        assert shared
+        assert own
+        await plant.ask(op="scale", replicas={"frontend": 3})
+        await plant.until(lambda status: status.ready and len(status.processes) == 4)
+        assert ports == [(port, True, own)] * 3
+        await plant.ask(op="scale", replicas={"frontend": 1})
+        await plant.until(lambda status: status.ready and len(status.processes) == 2)
+        assert ports[3:] == [(port, True, "")]
     assert plant.events("start").count(("start", "decode-0")) == 1
 
 

@@ -44,6 +44,7 @@ class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 class PlantStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a supervisor says of its factory. ``now``: its clock, which ``since`` of the processes is on.
 
+    ``own_urls``: where one of several front doors can be reached for itself, by process name.
     ``failure``: the first process that was given up, and why.
     """
 
@@ -53,6 +54,7 @@ class PlantStatus(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool
     stopping: bool
     urls: list[str]
+    own_urls: dict[str, str] = {}
     now: float
     failure: str
     processes: list[ProcessStatus]

@@ -1,7 +1,7 @@
 """Flags of the single processes, derived from their config dataclasses in both directions.
 
 A field ``kv_memory_mb`` is the flag ``--kv-memory-mb`` and the variable ``TOKENMILL_KV_MEMORY_MB``; a flag
-wins. ``engine_args`` is the repeated flag ``--engine-arg KEY=VALUE``.
+wins. Of pairs, ``engine_args``, say, is the repeated flag ``--engine-arg KEY=VALUE``.
 """
 
 from __future__ import annotations
@@ -85,6 +85,20 @@ def parse_pairs(pairs: Iterable[str], flag: str) -> dict[str, str]:
     return values
 
 
+def parse_numbers(pairs: Iterable[str], flag: str) -> dict[str, float]:
+    """Read KEY=NUMBER words; the last "=" divides. Raises ConfigError naming ``flag``."""
+    values: dict[str, float] = {}
+    for pair in pairs:
+        key, _, value = pair.rpartition("=")
+        try:
+            values[key] = float(value)
+        except ValueError:
+            key = ""
+        if not key:
+            raise ConfigError(f'{flag}: "{pair}" is not KEY=NUMBER')
+    return values
+
+
 def config_command(
     kind: type[Config], run: Callable[[Config], int], *, positional: str = ""
 ) -> Callable[..., int]:
@@ -95,12 +109,14 @@ def config_command(
     from cyclopts import Parameter  # noqa: PLC0415  only where a command line is parsed
 
     hints, docs = get_type_hints(kind), field_docs(kind)
+    pairs: dict[str, bool] = {}  # fields of KEY=VALUE, and whether the values are numbers
     parameters: list[inspect.Parameter] = []
     for item in fields(kind):
         hint: Any = hints[item.name]
         name, default = item.name, _default(item)
         flag = "--" + name.replace("_", "-")
         if isinstance(default, dict):
+            pairs[name] = hint == dict[str, float]
             flag, hint, default = flag.removesuffix("s"), list[str], []
         how = inspect.Parameter.POSITIONAL_ONLY if name == positional else inspect.Parameter.KEYWORD_ONLY
         extra = Parameter(
@@ -114,8 +130,10 @@ def config_command(
 
     def command(*words: str, **values: Any) -> int:
         values |= zip([positional], words, strict=False)
-        if "engine_args" in values:
-            values["engine_args"] = parse_pairs(values["engine_args"], "--engine-arg")
+        for name, number in pairs.items():
+            if name in values:
+                flag = "--" + name.replace("_", "-").removesuffix("s")
+                values[name] = (parse_numbers if number else parse_pairs)(values[name], flag)
         return run(kind(**values))
 
     command.__doc__ = kind.__doc__

@@ -6,16 +6,20 @@ Events are facts in the past tense; instructions are orders. Plain data: no proc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
 from tokenmill.errors import ConfigError
-from tokenmill.spec.derive import to_frontend_config, worker_config
-from tokenmill.spec.factory import Factory, Stage
+from tokenmill.spec.derive import FRONTEND, to_frontend_config, worker_config
+from tokenmill.spec.factory import Factory
 from tokenmill.spec.process import FrontendConfig, WorkerConfig
+from tokenmill.spec.stage import Stage
 
-FRONTEND_STAGE: Final = "frontend"
+FRONTEND_STAGE: Final = FRONTEND
+
+OWN_LISTEN: Final = "127.0.0.1:0"
+"""Where each of several front doors can be reached for itself, on this machine."""
 
 MAX_PROCESSES: Final = 256
 """Of one factory on one machine: each takes three of its supervisor's file descriptors; 1024 are usual."""
@@ -181,10 +185,11 @@ def check_count(factory: Factory) -> None:
         )
 
 
-def process_specs(factory: Factory, cores: int) -> tuple[ProcessSpec, ...]:
+def process_specs(factory: Factory, cores: int, *, shared_port: int | None = None) -> tuple[ProcessSpec, ...]:
     """Return what a factory runs on this machine, workers first. ``cores``: how many it may use.
 
-    Raises ConfigError for too many.
+    ``shared_port``: all front doors listen there; None: replica i on the declared port plus i. Raises
+    ConfigError for too many.
     """
     check_count(factory)
     torch_workers = sum(stage.replicas for stage in factory.stages if stage.engine == "torch")
@@ -194,7 +199,7 @@ def process_specs(factory: Factory, cores: int) -> tuple[ProcessSpec, ...]:
         for stage in factory.stages
         for replica in range(stage.replicas)
     ]
-    fronts = [_frontend_spec(factory, replica) for replica in range(factory.frontend.replicas)]
+    fronts = [_frontend_spec(factory, replica, shared_port) for replica in range(factory.frontend.replicas)]
     return (*workers, *fronts)
 
 
@@ -212,14 +217,19 @@ def _worker_spec(factory: Factory, stage: Stage, replica: int, share: int) -> Pr
     )
 
 
-def _frontend_spec(factory: Factory, replica: int) -> ProcessSpec:
-    config = to_frontend_config(factory, replica)
+def _frontend_spec(factory: Factory, replica: int, shared_port: int | None) -> ProcessSpec:
+    config = to_frontend_config(factory)
+    if shared_port is not None:
+        own = OWN_LISTEN if factory.frontend.replicas > 1 else ""
+        config = replace(config, port=shared_port, reuse_port=True, own_listen=own)
+    elif config.port:
+        config = replace(config, port=config.port + replica)
     return ProcessSpec(
         name=f"{FRONTEND_STAGE}-{replica}",
         stage=FRONTEND_STAGE,
         replica=replica,
         config=config,
-        exclusive=f"port {config.port}" if config.port else "",
+        exclusive=f"port {config.port}" if config.port and not config.reuse_port else "",
         grace_s=config.drain_timeout_s + STOP_MARGIN_S,
     )
 

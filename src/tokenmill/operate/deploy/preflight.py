@@ -6,20 +6,33 @@ import importlib.util
 import os
 import socket
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from tokenmill.errors import ConfigError
 from tokenmill.operate.deploy.plant import check_count
+from tokenmill.operate.deploy.shared_port import can_share_ports
+from tokenmill.serve.frontend.http_settings import cors, tls_context
+from tokenmill.spec.derive import to_frontend_config
 from tokenmill.spec.factory import Factory
 from tokenmill.spec.models import resolve_model
 
+_TLS: Final = ("tls_cert", "tls_key", "tls_client_ca")
+
 
 def grounded(factory: Factory, folder: Path) -> Factory:
-    """Return the factory with its model's folder as an absolute path; a relative one is seen from ``folder``.
+    """Return the factory with absolute paths of its model and certificates; relative ones are seen from
+    ``folder``.
 
-    What is no folder and does not look like one is left alone: a hub id. Raises ConfigError.
+    A model that is no folder and does not look like one is left alone: a hub id. Raises ConfigError.
     """
+    front = factory.frontend
+    files = {
+        name: str(folder / Path(getattr(front, name)).expanduser()) for name in _TLS if getattr(front, name)
+    }
+    if files:
+        factory = msgspec.structs.replace(factory, frontend=msgspec.structs.replace(front, **files))
     path = factory.model.path
     if not path:
         return factory
@@ -38,8 +51,10 @@ def check_place(factory: Factory, *, ports: bool = True) -> None:
     check_engines(factory)
     check_cpus(factory)
     check_model(factory)
+    check_front_door(factory)
     if ports:
-        for replica in range(factory.frontend.replicas if factory.frontend.port else 0):
+        replicas = factory.frontend.replicas if factory.frontend.port else 0
+        for replica in range(min(1, replicas) if can_share_ports() else replicas):
             check_port(factory.frontend.host, factory.frontend.port + replica)
 
 
@@ -68,6 +83,13 @@ def check_cpus(factory: Factory) -> None:
 def check_model(factory: Factory) -> None:
     """Raise ConfigError if the model cannot be found."""
     resolve_model(factory.model.path)
+
+
+def check_front_door(factory: Factory) -> None:
+    """Raise ConfigError if the certificates or the web origins are not what they must be."""
+    config = to_frontend_config(factory)
+    tls_context(config)
+    cors(config)
 
 
 def check_port(host: str, port: int) -> None:

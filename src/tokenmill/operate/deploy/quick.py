@@ -8,9 +8,11 @@ from typing import Any, Final
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
-from tokenmill.spec.factory import Factory, Frontend, Log, Metadata, Model, Router, Stage
+from tokenmill.spec.factory import Factory, Log, Metadata, Model
+from tokenmill.spec.front import Frontend, Router
 from tokenmill.spec.problems import FactoryError
 from tokenmill.spec.process import FrontendConfig, WorkerConfig
+from tokenmill.spec.stage import Stage
 
 _FRONTEND: Final = FrontendConfig()
 _WORKER: Final = WorkerConfig()
@@ -48,8 +50,26 @@ class ServeOptions:
     port: int = _FRONTEND.port
     """Port to listen on; 0: any free one."""
 
+    frontends: int = Frontend().replicas
+    """Front doors; they share the port."""
+
+    tls_cert: str = _FRONTEND.tls_cert
+    """Certificate file (PEM, with those above it); with it clients speak https."""
+
+    tls_key: str = _FRONTEND.tls_key
+    """File with the certificate's private key (PEM, not encrypted); without it the key is in --tls-cert."""
+
+    tls_client_ca: str = _FRONTEND.tls_client_ca
+    """Authorities (PEM) that must have signed a client's certificate; without it clients need none."""
+
+    cors_origins: list[str] = field(default_factory=list)
+    """A web origin (https://example.com) whose pages may read answers, or "*" for all; may be repeated."""
+
     router_policy: str = Router().policy
-    """How requests find their workers."""
+    """How requests find their workers: kv, least-loaded, power-of-two, round-robin, random, session."""
+
+    router_prefill: str = Router().prefill
+    """Where prompts are computed: local (where they are decoded), remote (on a prefill worker), or auto."""
 
     engine_args: dict[str, str] = field(default_factory=dict)
     """A setting for the engine, KEY=VALUE; may be repeated."""
@@ -82,6 +102,7 @@ class ServeOptions:
     """text for people, json for machines."""
 
 
+_FRONTEND_FIELDS: Final = ("host", "port", "tls_cert", "tls_key", "tls_client_ca", "cors_origins")
 _STAGE_FIELDS: Final = (
     "engine", "device", "dtype", "threads", "kv_memory_mb", "block_tokens", "max_sequences", "max_model_len",
 )  # fmt: skip
@@ -107,11 +128,12 @@ def quick_factory(options: ServeOptions) -> Factory:
         if count
     ]
     log: dict[str, Any] = {"level": options.log_level, "format": options.log_format}
-    router: dict[str, Any] = {"policy": options.router_policy}
+    front: dict[str, Any] = {name: getattr(options, name) for name in _FRONTEND_FIELDS}
+    router: dict[str, Any] = {"policy": options.router_policy, "prefill": options.router_prefill}
     factory = Factory(
         metadata=Metadata(name=options.name or f"serve-{options.port or os.getpid()}"),
         model=Model(name=options.model_name, path=options.model),
-        frontend=Frontend(host=options.host, port=options.port),
+        frontend=Frontend(replicas=options.frontends, **front),
         router=Router(**router),
         stages=stages,
         log=Log(**log),
@@ -133,6 +155,7 @@ def _checked(factory: Factory) -> Factory:
 def _flag(path: str) -> str:
     special = {"metadata.name": "--name", "router.policy": "--router-policy", "model.path": "MODEL"}
     special |= {"log.level": "--log-level", "log.format": "--log-format"}
+    special |= {"frontend.replicas": "--frontends", "router.prefill": "--router-prefill"}
     last = path.rpartition(".")[2]
     if last == "role":
         return "--prefill and --decode"

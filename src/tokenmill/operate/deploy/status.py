@@ -82,7 +82,7 @@ def _print(plant: PlantStatus) -> None:
         style = _STYLES.get(row.state, "cyan")
         uptime = "" if row.since is None else duration(plant.now - row.since)
         state = f"[{style}]{row.state}[/{style}]"
-        busy = load.get(row.pid or 0, "")
+        busy = load.get(row.pid or 0, "") or plant.own_urls.get(row.name, "")
         table.add_row(row.name, row.role, state, str(row.pid or ""), uptime, str(row.restarts), busy)
     console.print(table)
     for row in plant.processes:

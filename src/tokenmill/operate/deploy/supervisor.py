@@ -43,6 +43,7 @@ from tokenmill.operate.deploy.plant import (
     TimerFired,
     process_specs,
 )
+from tokenmill.operate.deploy.shared_port import PortReservation, can_share_ports
 from tokenmill.operate.deploy.state import StateFolder, SupervisorRecord
 from tokenmill.operate.deploy.supervision import Supervision
 from tokenmill.spec.derive import scaled
@@ -83,6 +84,8 @@ class Supervisor:
         self._core = Supervision()
         self._children: dict[int, Child] = {}
         self._urls: dict[int, tuple[str, str]] = {}
+        self._own_urls: dict[int, tuple[str, str]] = {}
+        self._reservation: PortReservation | None = None
         self._events: deque[Event] = deque()  # emptied before control returns to the loop
         self._carrying_out = False
         self._timer: asyncio.TimerHandle | None = None
@@ -109,6 +112,8 @@ class Supervisor:
                 await self._end_all()
                 os.close(self._parent_fd)
                 os.close(parent_end)
+                if self._reservation is not None:
+                    self._reservation.close()
                 shutil.rmtree(self._run_dir, ignore_errors=True)
                 self._display.close()
         if verdict.message:
@@ -133,10 +138,22 @@ class Supervisor:
         self._display.progress(self._core.statuses())
 
     def _change_plan(self, factory: Factory) -> None:
-        specs = process_specs(factory, usable_cores())
+        specs = process_specs(factory, usable_cores(), shared_port=self._shared_port(factory))
         self._factory = factory
         self._state.factory.write_text(dump_factory(factory), encoding="utf-8")
         self._feed(PlanChanged(specs=specs))
+
+    def _shared_port(self, factory: Factory) -> int | None:
+        """Return the port that is kept for all front doors; None where there is none to share."""
+        front = factory.frontend
+        if not front.replicas or not can_share_ports():
+            return None
+        if self._reservation is None or self._reservation.wanted != (front.host, front.port):
+            fresh = PortReservation(front.host, front.port)
+            if self._reservation is not None:
+                self._reservation.close()
+            self._reservation = fresh
+        return self._reservation.port
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -187,6 +204,7 @@ class Supervisor:
             ready=self._core.ready,
             stopping=self._stop_asked or self._finished.done(),
             urls=self._sorted_urls(),
+            own_urls=dict(self._own_urls.values()),
             now=self._clock.now(),
             failure=f"{failed.name}: {failed.message}" if failed else "",
             processes=rows,
@@ -253,6 +271,8 @@ class Supervisor:
         def on_report(report: ProcessReady | ProcessFailed) -> None:
             if isinstance(report, ProcessReady) and isinstance(spec.config, FrontendConfig):
                 self._urls[instance] = (spec.name, frontend_url(spec.config, report.info))
+                if isinstance(own := report.info.get("own_url"), str):
+                    self._own_urls[instance] = (spec.name, own)
             self._feed(report)
 
         def on_exit(event: ProcessExited) -> None:
@@ -260,6 +280,7 @@ class Supervisor:
             if not self._children:
                 self._none_left.set()
             self._urls.pop(instance, None)
+            self._own_urls.pop(instance, None)
             shutil.rmtree(run_dir, ignore_errors=True)
             self._feed(event)
 
@@ -288,7 +309,7 @@ class Supervisor:
         return model_name(self._factory.model.name, self._factory.model.path)
 
     def _sorted_urls(self) -> list[str]:
-        return [url for _, url in sorted(self._urls.values())]
+        return list(dict.fromkeys(url for _, url in sorted(self._urls.values())))
 
     def _write_state(self) -> None:
         self._state.write_record(
