@@ -21,6 +21,7 @@ from tokenmill.errors import (
     ProtocolError,
     WorkerFailed,
     WorkerLost,
+    WorkerStalled,
 )
 from tokenmill.serve.fabric.frames import Credit, Data, Hello, Open
 from tokenmill.serve.fabric.streams import ServerStream, StreamConnection, StreamLimits, StreamServer
@@ -585,10 +586,27 @@ class TestProcesses:
             assert heard.ends == [], "a live server answers pings"
             peer.signal(signal.SIGSTOP)
             error = await heard.wait()
-            assert isinstance(error, WorkerLost)
+            assert isinstance(error, WorkerStalled)
             assert "nothing was heard" in error.message
-            assert len(lost) == 1
+            assert [type(each) for each in lost] == [WorkerStalled]
             peer.signal(signal.SIGCONT)
+            await client.close()
+
+    async def test_a_peer_that_is_given_up_is_lost_to_all_that_is_open(
+        self, address: str, peer_process: Any, reader: Any
+    ) -> None:
+        lost: list[Exception] = []
+        async with peer_process("serve", address) as peer:
+            client = await StreamConnection[str, list[int]].connect(
+                await peer.line(), str, list[int], on_lost=lost.append, peer="worker 7"
+            )
+            heard = reader()
+            client.open("call", heard.items.append, heard.on_end)
+            error = WorkerStalled("it stands still")
+            client.give_up(error)
+            ended = await heard.wait()
+            assert (type(ended), ended.message) == (WorkerStalled, "worker 7: it stands still")
+            assert lost == [error]
             await client.close()
 
 

@@ -96,6 +96,36 @@ async def test_chunks_are_copied_as_they_become_ready(names, open_pair, fill, to
         assert tokens_of(target, ours, 0, 5) == [bytes(64)] * 4 * 5
 
 
+class JumpingClock(SystemClock):
+    """The machine's clock, and what it was put forward by."""
+
+    ahead_s = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.ahead_s
+
+
+@each_driver
+async def test_waiting_for_the_sender_is_not_told_as_time_of_moving(names, open_pair, fill, tokens_of):
+    async with open_pair(names, names) as (a, b, source, target):
+        fill(source)
+        clock = b._running[1]._clock = JumpingClock()
+        moved, ends = [], Ends()
+        theirs, ours = table(10, 64, 1), table(10, 64, 2)
+        export = a.export(theirs, 150, lease_s=5, on_released=ends)
+        pull = asyncio.create_task(b.pull(export.descriptor, ours, idle_timeout_s=1e6, on_moved=moved.append))
+        export.advance(40)
+        while tokens_of(target, ours, 0, 40) != tokens_of(source, theirs, 0, 40):
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)  # copied, so that it has gone on to wait
+        clock.ahead_s += 1000.0
+        export.seal(b"m")
+        assert await pull == b"m"
+        assert await ends.wait() == [True]
+        assert len(moved) == 1
+        assert 0 < moved[0] < 1000.0
+
+
 @each_driver
 async def test_all_in_our_prefix_cache_moves_nothing_but_the_meta(names, open_pair, fill):
     async with open_pair(names, names) as (a, b, source, target):

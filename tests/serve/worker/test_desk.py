@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmill.clock import VirtualClock
-from tokenmill.protocol.calls import Call, Generate, Subscribe
+from tokenmill.protocol.calls import Call, Generate, Subscribe, SubscribeKv
 from tokenmill.protocol.generate import GenerateRequest, Sampling
-from tokenmill.protocol.ids import RequestId
+from tokenmill.protocol.ids import BlockHash, RequestId
 from tokenmill.protocol.items import Failed, Finished, FinishReason, Item, Load, TokenLogprobs, Tokens
+from tokenmill.protocol.kv_events import BlocksRemoved, BlocksStored, CacheCleared, KvEvent, KvEvents
 from tokenmill.protocol.metrics import StepMetrics
 from tokenmill.serve.engines.base import EngineOutput
 from tokenmill.serve.worker.desk import Desk, merge_items
@@ -156,6 +157,72 @@ def test_a_lost_subscriber_is_forgotten() -> None:
     assert len(watcher.sent) == 1
 
 
+def test_what_was_told_too_soon_to_repeat_is_due_when_the_interval_has_passed() -> None:
+    d, maker, clock = desk()
+    watcher = Stream(Subscribe(interval_ms=50))
+    d.opened(watcher)
+    assert d.load_due_s is None
+    clock.advance_to(0.02)
+    d.stepped(output(metrics=StepMetrics(step=1)))
+    assert d.load_due_s is not None
+    assert abs(d.load_due_s - 0.03) < 1e-9
+    d.tell_load_due()
+    assert len(watcher.sent) == 1
+    clock.advance_to(0.05)
+    maker.load = StepMetrics(step=2)
+    d.tell_load_due()
+    assert watcher.sent[1:] == [Load(StepMetrics(step=2))]
+    assert d.load_due_s is None
+
+
+def test_that_the_work_has_run_out_is_told_at_once_and_once() -> None:
+    d, _, clock = desk()
+    watcher = Stream(Subscribe(interval_ms=50))
+    d.opened(watcher)
+    clock.advance_to(1.0)
+    for running in (2, 1, 0, 0):
+        d.stepped(output(metrics=StepMetrics(running=running)))
+    told = [item.metrics.running for item in watcher.sent if isinstance(item, Load)]
+    assert told == [0, 2, 0]
+
+
+def blocks(*hashes: int) -> BlocksStored:
+    return BlocksStored([BlockHash(h) for h in hashes])
+
+
+def kv_step(*events: KvEvent) -> EngineOutput:
+    return EngineOutput([], StepMetrics(), list(events))
+
+
+def test_kv_readers_get_a_snapshot_and_then_one_item_a_step_numbered_on() -> None:
+    d, _, _ = desk()
+    early, late = Stream(SubscribeKv()), Stream(SubscribeKv())
+    d.opened(early)
+    d.stepped(kv_step(blocks(1, 2), blocks(5)))
+    d.stepped(output())
+    d.opened(late)
+    d.stepped(kv_step(BlocksRemoved([BlockHash(5)])))
+    assert early.sent == [
+        KvEvents(0, [CacheCleared()]),
+        KvEvents(1, [blocks(1, 2), blocks(5)]),
+        KvEvents(3, [BlocksRemoved([BlockHash(5)])]),
+    ]
+    assert late.sent == [
+        KvEvents(0, [CacheCleared(), blocks(1, 2), blocks(5)]),
+        KvEvents(3, [BlocksRemoved([BlockHash(5)])]),
+    ]
+
+
+def test_a_lost_kv_reader_is_forgotten() -> None:
+    d, _, _ = desk()
+    reader = Stream(SubscribeKv())
+    d.opened(reader)
+    assert reader.on_cancel is not None
+    reader.on_cancel()
+    d.stepped(kv_step(blocks(1)))
+    assert len(reader.sent) == 1
+
+
 def _flatten(items: list[Item]) -> tuple[list[tuple[int, int]], list[object]]:
     tokens, rest = [], []
     for item in items:
@@ -194,4 +261,25 @@ def test_what_must_not_be_merged_is_not() -> None:
     assert merge_items(Tokens(0, [1]), Finished(2, [3], FinishReason.STOP)) is None
     assert merge_items(Tokens(0, [1]), Failed(500, "x", "y")) is None
     assert merge_items(Finished(0, [1], FinishReason.STOP), Tokens(1, [2])) is None
+    assert merge_items(KvEvents(0, [blocks(1)]), Load(StepMetrics())) is None
+    assert merge_items(KvEvents(0, [blocks(1)]), KvEvents(1, [blocks(2)])) == KvEvents(
+        0, [blocks(1), blocks(2)]
+    )
     assert merge_items(Load(StepMetrics(step=1)), Load(StepMetrics(step=2))) == Load(StepMetrics(step=2))
+
+
+def test_who_is_sent_away_hears_that_the_worker_leaves_and_reaches_the_engine() -> None:
+    d, maker, _ = desk()
+    a, b = Stream(generate("a")), Stream(generate("b"))
+    d.opened(a)
+    d.opened(b)
+    d.drain()
+    d.send_away()
+    for stream in (a, b):
+        assert stream.sent == [Failed(503, "worker_draining", "this worker is shutting down", retryable=True)]
+        assert stream.ended
+    assert maker.cancelled == ["a", "b"]
+    assert d.open_requests == 0
+    d.stepped(output(("a", Finished(0, [], FinishReason.CANCELLED))))
+    d.send_away()
+    assert len(a.sent) == 1

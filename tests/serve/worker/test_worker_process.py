@@ -15,11 +15,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tokenmill.protocol.calls import Call, Generate, Subscribe
+from tokenmill.protocol.block_hashes import block_hashes
+from tokenmill.protocol.calls import Call, Generate, Subscribe, SubscribeKv
 from tokenmill.protocol.card import WORKERS_PREFIX, WorkerCard, WorkerState
 from tokenmill.protocol.generate import GenerateRequest, Sampling
 from tokenmill.protocol.ids import RequestId, Role
 from tokenmill.protocol.items import Failed, Finished, FinishReason, Item, Load, Offered, Tokens
+from tokenmill.protocol.kv_events import BlocksStored, CacheCleared, KvEvents
 from tokenmill.serve.fabric.registry import open_registry
 from tokenmill.serve.fabric.streams import StreamConnection
 
@@ -136,6 +138,43 @@ async def test_announces_itself_and_serves(tmp_path: Path) -> None:
         worker.process.send_signal(signal.SIGTERM)
         assert await worker.ended() == 0
         assert await cards(worker.registry) == []
+
+
+def stored(reader: Reader) -> set[int]:
+    events = [event for item in reader.items if isinstance(item, KvEvents) for event in item.events]
+    return {block for event in events if isinstance(event, BlocksStored) for block in event.hashes}
+
+
+async def test_tells_what_it_caches_to_early_and_late_readers(tmp_path: Path) -> None:
+    async with (
+        running(tmp_path, "--block-tokens=16") as worker,
+        connected(worker.ready["address"]) as connection,
+    ):
+        early = Reader(connection, SubscribeKv())
+        first = await early.until(KvEvents)
+        assert first == KvEvents(0, [CacheCleared()])
+        await Reader(connection, generate("a", 2, prompt=40)).end()
+        names = set(block_hashes(list(range(300, 340)), 16))
+        assert len(names) == 2
+        async with asyncio.timeout(20):
+            while not names <= stored(early):
+                early.changed.clear()
+                await early.changed.wait()
+        late = Reader(connection, SubscribeKv())
+        snapshot = await late.until(KvEvents)
+        assert isinstance(snapshot, KvEvents)
+        assert (snapshot.first, snapshot.events[0]) == (0, CacheCleared())
+        assert names <= stored(late)
+
+
+async def test_the_load_is_told_soon_after_the_last_step(tmp_path: Path) -> None:
+    async with running(tmp_path) as worker, connected(worker.ready["address"]) as connection:
+        load = Reader(connection, Subscribe(interval_ms=1.0))
+        await Reader(connection, generate("a", 40)).end()
+        async with asyncio.timeout(20):
+            while not any(i.metrics.decode_tokens_total >= 39 and not i.metrics.running for i in load.items):
+                load.changed.clear()
+                await load.changed.wait()
 
 
 async def test_sigterm_finishes_what_it_has_and_refuses_new(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     transports: list[str]
     early_handoff: bool
     fingerprint: str
+    prefill_budget: int = 0
 
 
 class EngineOutput(msgspec.Struct, frozen=True, eq=False):

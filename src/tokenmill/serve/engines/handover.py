@@ -134,15 +134,23 @@ class Handover:
             raise HandoffFailed("the handoff is missing or speaks another transport")
         if handoff.prompt_tokens != pull.tokens:
             raise HandoffFailed(f"the handoff covers {handoff.prompt_tokens} tokens, not {pull.tokens}")
+        moving_s = 0.0
+
+        def moved(busy_s: float) -> None:
+            nonlocal moving_s
+            moving_s = busy_s
+
         meta = await self._transport.pull(
             handoff.descriptor,
             pull.blocks,
             from_token=pull.from_token,
             idle_timeout_s=PULL_IDLE_TIMEOUT_S,
+            on_moved=moved,
         )
         sealed = msgspec.msgpack.decode(meta, type=_Sealed)
         self.arrived_total += 1
-        self._post(KvArrived(pull.request_id, sealed.first_token))
+        moved_tokens = pull.tokens - pull.from_token
+        self._post(KvArrived(pull.request_id, sealed.first_token, moved_tokens, moving_s * 1000))
 
     def _pull_ended(self, request_id: RequestId, task: asyncio.Task[None]) -> None:
         del self._pulls[request_id]

@@ -18,9 +18,10 @@ from tokenmill.serve.engines.sim.executor import DEFAULT_KV_BLOCKS, SimExecutor,
 from tokenmill.serve.engines.stepped import SteppedEngine
 from tokenmill.serve.transfer.base import KvTransport
 from tokenmill.spec.models import resolve_model
-from tokenmill.spec.process import WorkerConfig
+from tokenmill.spec.process import EMBEDDED_BLOCK_TOKENS, WorkerConfig
 
-ENGINES = ("torch", "sim")
+ENGINES = ("torch", "sim", "vllm")
+
 
 DEFAULT_TOKEN_BUDGET = 2048
 """Tokens a step where neither the user nor the engine says: bounds a step's time on a large device."""
@@ -31,6 +32,10 @@ DEFAULT_PREFILL_BUDGET = 512
 
 def open_engine(config: WorkerConfig, transport: KvTransport | None, clock: SystemClock) -> Engine:
     """Make the engine that ``config`` names; it loads in ``start``. Raises ConfigError."""
+    if config.engine == "vllm":
+        return _vllm_engine(config, clock)
+    if config.attach:
+        raise ConfigError(f"attach: the engine {config.engine} runs in the worker", param="attach")
     executor = _executor(config, clock)
     return SteppedEngine(
         name=config.engine,
@@ -85,6 +90,42 @@ def _executor(config: WorkerConfig, clock: SystemClock) -> Executor:
     raise ConfigError(f"engine: {config.engine!r} is not one of {', '.join(ENGINES)}", param="engine")
 
 
+def _vllm_engine(config: WorkerConfig, clock: SystemClock) -> Engine:
+    if importlib.util.find_spec("zmq") is None:
+        raise ConfigError(
+            "engine vllm needs the package pyzmq: pip install 'tokenmill[vllm]'", param="engine"
+        )
+    from tokenmill.serve.engines.vllm.engine import VllmEngine, VllmOptions  # noqa: PLC0415 - needs the extra
+    from tokenmill.serve.engines.vllm.launch import Parallelism  # noqa: PLC0415
+
+    model = config.model if config.attach else str(resolve_model(config.model))
+    return VllmEngine(
+        VllmOptions(
+            model=model,
+            model_name=config.model_name or Path(model).name,
+            role=config.role,
+            attach=config.attach,
+            api_key=config.attach_key,
+            engine_python=config.engine_python,
+            engine_command=config.engine_command,
+            engine_args=config.engine_args,
+            engine_env=config.engine_env,
+            parallel=Parallelism(tp=config.tp, pp=config.pp, dp=config.dp, ep=config.ep),
+            run_dir=config.run_dir,
+            block_tokens=config.block_tokens,
+            kv_blocks=config.kv_blocks,
+            kv_memory_mb=config.kv_memory_mb,
+            max_model_len=config.max_model_len,
+            max_sequences=config.max_sequences,
+            max_waiting=config.max_waiting,
+            token_budget=config.token_budget,
+            dtype=config.dtype,
+            prefix_cache=config.prefix_cache,
+        ),
+        clock,
+    )
+
+
 def _torch_executor(config: WorkerConfig, model: Path) -> Executor:
     from tokenmill.serve.engines.torch.executor import TorchExecutor  # noqa: PLC0415 - needs the extra
     from tokenmill.serve.engines.torch.settings import TorchSettings  # noqa: PLC0415
@@ -98,7 +139,7 @@ def _torch_executor(config: WorkerConfig, model: Path) -> Executor:
             dtype=config.dtype,
             device=config.device,
             threads=config.threads,
-            block_tokens=config.block_tokens,
+            block_tokens=config.block_tokens or EMBEDDED_BLOCK_TOKENS,
             kv_blocks=config.kv_blocks,
             kv_memory_mb=config.kv_memory_mb,
             max_model_len=config.max_model_len,
@@ -134,7 +175,7 @@ def _sim_settings(config: WorkerConfig, model: Path) -> SimSettings:
         raise ConfigError("engine_args: the sim engine's times must be positive", param="engine_args")
     return SimSettings(
         model=model,
-        block_tokens=config.block_tokens,
+        block_tokens=config.block_tokens or EMBEDDED_BLOCK_TOKENS,
         kv_blocks=config.kv_blocks or _blocks_in(config) or DEFAULT_KV_BLOCKS,
         max_model_len=config.max_model_len,
         speedup=given.speedup,
@@ -146,4 +187,4 @@ def _sim_settings(config: WorkerConfig, model: Path) -> SimSettings:
 
 def _blocks_in(config: WorkerConfig) -> int:
     """Blocks in ``kv_memory_mb``, at the sim engine's four bytes a token."""
-    return config.kv_memory_mb * 2**20 // (4 * config.block_tokens)
+    return config.kv_memory_mb * 2**20 // (4 * (config.block_tokens or EMBEDDED_BLOCK_TOKENS))

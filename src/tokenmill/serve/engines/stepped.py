@@ -56,6 +56,8 @@ MAX_FAILED_STEPS = 3
 IDLE_WAIT_S = 1.0
 """The engine thread looks up from an empty inbox at least this often."""
 
+_BROKEN = Failed(503, "engine_broken", "this worker's engine has failed", retryable=True)
+
 MakeBatching = Callable[[ExecutorFacts], BatchingConfig]
 
 
@@ -96,6 +98,7 @@ class SteppedEngine:
         self._broken: asyncio.Future[str]
         self._failed_steps = 0
         self._runnable = False
+        self._step_ms = 0.0
         self._eos: frozenset[int] = frozenset()
 
     # On the event loop's thread ------------------------------------------------------------------
@@ -167,6 +170,7 @@ class SteppedEngine:
             transports=[self._transport.name] if self._transport is not None else [],
             early_handoff=True,
             fingerprint=facts.fingerprint,
+            prefill_budget=min(batching.prefill_budget or batching.token_budget, batching.token_budget),
         )
 
     def _problem(self, request: GenerateRequest) -> Failed | None:
@@ -178,7 +182,7 @@ class SteppedEngine:
         if max(request.prompt) >= vocab_size or min(request.prompt) < 0:
             return Failed(400, "invalid_prompt", f"prompt: token ids must be from 0 to {vocab_size - 1}")
         if self._broken.done():
-            return Failed(503, "engine_broken", "this worker's engine has failed", retryable=True)
+            return _BROKEN
         if self._stopping:
             return _gone()
         return None
@@ -213,7 +217,8 @@ class SteppedEngine:
         waiting = [event.request_id for event in self._inbox if isinstance(event, GenerateRequest)]
         self._inbox.clear()
         if open_ids or waiting:
-            items: list[tuple[RequestId, Item]] = [(each, _gone()) for each in (*open_ids, *waiting)]
+            end = _BROKEN if self._broken.done() else _gone()
+            items: list[tuple[RequestId, Item]] = [(each, end) for each in (*open_ids, *waiting)]
             self._deliver(EngineOutput(items, StepMetrics(), []), [])
 
     # On the engine's thread ----------------------------------------------------------------------
@@ -328,13 +333,16 @@ class SteppedEngine:
 
     def _report(self, instructions: list[Instruction], result: StepResult | None, step_ms: float) -> None:
         """Turn instructions into items and hand everything to the loop in one call."""
+        if result is not None:
+            self._step_ms = step_ms
         items: list[tuple[RequestId, Item]] = []
         moves: list[KvInstruction] = []
         self._answers.compose(instructions, result, items, moves)
         for instruction in instructions:
             if isinstance(instruction, Finish):
                 self._executor.retire(instruction.request_id)
-        output = EngineOutput(items, self._scheduler.metrics(step_ms), self._scheduler.drain_kv_events())
+        scheduler = self._scheduler
+        output = EngineOutput(items, scheduler.metrics(self._step_ms), scheduler.drain_kv_events())
         self._call(self._deliver, output, moves)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:

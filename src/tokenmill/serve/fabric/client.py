@@ -19,6 +19,7 @@ from tokenmill.errors import (
     TokenmillError,
     WorkerFailed,
     WorkerLost,
+    WorkerStalled,
 )
 from tokenmill.serve.fabric.address import parse_address
 from tokenmill.serve.fabric.codec import FrameCodec, TypeForm
@@ -86,6 +87,13 @@ class ClientStream(Generic[CallT, ItemT]):
         if not self.closed:
             self._connection._cancel(self)
 
+    def _forget_callbacks(self) -> OnEnd:
+        """Let go of who listens, and return who hears the end: they hold this stream, and a request would be
+        freed by the garbage collector only, much later and all at once."""
+        on_end = self._on_end
+        self._on_item = self._on_end = _nobody
+        return on_end
+
     def pause(self) -> None:
         """Give no more credit: after at most one window more the server stops sending."""
         self._paused = True
@@ -111,9 +119,11 @@ class StreamConnection(Generic[CallT, ItemT]):
         on_lost: Callable[[TokenmillError], None] | None,
         limits: StreamLimits,
         name: str,
+        peer: str,
     ) -> None:
         """Use ``connect``."""
         self.address = address
+        self._peer = peer or address
         self.closed = False
         self.going_away = False
         """The server asked to open no more streams here."""
@@ -142,9 +152,11 @@ class StreamConnection(Generic[CallT, ItemT]):
         connect_timeout_s: float = 5.0,
         limits: StreamLimits | None = None,
         name: str = "",
+        peer: str = "",
     ) -> Self:
         """Connect and shake hands.
 
+        ``name``: who we are to the peer; ``peer``: what errors call it, its address if empty.
         ``on_lost`` is called once if the connection breaks later, after every open stream's ``on_end``;
         not after ``close``. Raises ConfigError (bad address), WorkerLost (refused, closed), ProtocolError
         (no tokenmill, other version), DeadlineExceeded. Cancelled: no connection is left.
@@ -152,7 +164,7 @@ class StreamConnection(Generic[CallT, ItemT]):
         limits = limits or StreamLimits()
         target = parse_address(address)
         codec = FrameCodec[CallT, ItemT](call_type, item_type, limits.max_frame_bytes)
-        connection = cls(address, codec, on_lost, limits, name)
+        connection = cls(address, codec, on_lost, limits, name, peer)
         try:
             async with asyncio.timeout(connect_timeout_s):
                 await connect(lambda: connection._link, target)
@@ -185,7 +197,7 @@ class StreamConnection(Generic[CallT, ItemT]):
         self._streams[stream.id] = stream
         self._peak = max(self._peak, len(self._streams))
         if error is not None or self.closed:
-            lost = error or WorkerLost(f"the connection to {self.address} is lost")
+            lost = error or WorkerLost(f"the connection to {self._peer} is lost")
             self._loop.call_soon(self._end, stream.id, lost)
         return stream
 
@@ -197,6 +209,10 @@ class StreamConnection(Generic[CallT, ItemT]):
         self._on_lost = None
         self._link.close()
         await self._link.wait_gone(CLOSE_TIMEOUT_S)
+
+    def give_up(self, error: TokenmillError) -> None:
+        """Break the connection at once, for this reason, as if the peer were lost."""
+        self._link.fail(error)
 
     def statistics(self) -> ConnectionStatistics:
         """Return the counts now."""
@@ -246,8 +262,9 @@ class StreamConnection(Generic[CallT, ItemT]):
     def link_lost(self, error: TokenmillError) -> None:
         """End every stream, then tell the owner."""
         self.closed = True
+        kind = WorkerStalled if isinstance(error, WorkerStalled) else WorkerLost
         for stream_id in list(self._streams):
-            lost = WorkerLost(f"{self.address}: {error.message}")
+            lost = kind(f"{self._peer}: {error.message}")
             lost.__cause__ = error
             self._end(stream_id, lost)
         if not self._greeted.done():
@@ -301,6 +318,7 @@ class StreamConnection(Generic[CallT, ItemT]):
 
     def _cancel(self, stream: ClientStream[CallT, ItemT]) -> None:
         stream.closed = True
+        stream._forget_callbacks()
         del self._streams[stream.id]
         self._link.write(Cancel(stream.id))
 
@@ -310,8 +328,9 @@ class StreamConnection(Generic[CallT, ItemT]):
         if stream is None:
             return
         stream.closed = True
+        on_end = stream._forget_callbacks()
         try:
-            stream._on_end(error)
+            on_end(error)
         except Exception as failure:  # noqa: BLE001  per-stream boundary: the others go on
             self._report(failure, "on_end raised")
 
@@ -327,15 +346,15 @@ class StreamConnection(Generic[CallT, ItemT]):
         if self.closed:
             return None
         if self.going_away:
-            return WorkerLost(f"{self.address} is going away")
+            return WorkerLost(f"{self._peer} is going away")
         if len(self._streams) >= self._limits.max_streams:
             return Overloaded(
-                f"{len(self._streams)} streams are open to {self.address} (max_streams)",
+                f"{len(self._streams)} streams are open to {self._peer} (max_streams)",
                 retry_after_s=RETRY_AFTER_S,
             )
         if self._link.backlog_bytes > self._limits.max_backlog_bytes // 2:
             return Overloaded(
-                f"{self.address} has not taken {self._link.backlog_bytes} bytes", retry_after_s=RETRY_AFTER_S
+                f"{self._peer} has not taken {self._link.backlog_bytes} bytes", retry_after_s=RETRY_AFTER_S
             )
         return None
 
@@ -345,6 +364,10 @@ class StreamConnection(Generic[CallT, ItemT]):
 
     def _report(self, failure: Exception, message: str) -> None:
         self._loop.call_exception_handler({"message": f"{self.address}: {message}", "exception": failure})
+
+
+def _nobody(_: object, /) -> None:
+    """Stand for the callbacks of a stream that is over."""
 
 
 def _error(frame: Abort) -> TokenmillError:

@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 from typing import Generic, Protocol, cast
 
-from tokenmill.errors import ProtocolError, TokenmillError, WorkerLost
+from tokenmill.errors import ProtocolError, TokenmillError, WorkerLost, WorkerStalled
 from tokenmill.serve.fabric.codec import FrameCodec
 from tokenmill.serve.fabric.frames import VERSION, CallT, Frame, GoAway, Hello, ItemT, Ping, Pong
 from tokenmill.serve.fabric.limits import StreamLimits
@@ -237,7 +237,7 @@ class FrameLink(asyncio.Protocol, Generic[CallT, ItemT]):
         self._silent_ticks = 0 if self._heard else self._silent_ticks + 1
         self._heard = False
         if self._silent_ticks >= _TICKS:
-            self.fail(WorkerLost(f"nothing was heard from the peer for {self._limits.silence_s} s"))
+            self.fail(WorkerStalled(f"nothing was heard from the peer for {self._limits.silence_s} s"))
             return
         if self._silent_ticks:
             self.write(Ping())

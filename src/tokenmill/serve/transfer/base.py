@@ -116,6 +116,7 @@ class KvTransport(Protocol):
         *,
         from_token: int = 0,
         idle_timeout_s: float = 30.0,
+        on_moved: Callable[[float], None] | None = None,
     ) -> bytes:
         """Copy the exported tokens from ``from_token`` on into our ``blocks`` and return the sender's meta.
 
@@ -123,7 +124,8 @@ class KvTransport(Protocol):
         Copies chunks as they become ready. Releases the export when all is in. Raises ``HandoffFailed`` when
         the sender dies, withdraws, its lease has ended (also when that is only seen after copying), layouts
         are not convertible, or nothing arrives for ``idle_timeout_s``. Cancelled or failed: the export is
-        given back (the sender frees it) and our blocks hold garbage.
+        given back (the sender frees it) and our blocks hold garbage. ``on_moved`` is called before it returns
+        with the seconds it took, without those in which it waited for the sender to fill tokens.
         """
         ...
 

@@ -81,6 +81,8 @@ class Pull:
         self._meta: bytes | None = None
         self._beat_every_s = ticket.lease_s / _BEATS_A_LEASE
         self._next_beat = self._last_progress = clock.now()
+        self.waited_s = 0.0
+        """How long it waited for the sender to fill tokens."""
 
     async def run(self, from_token: int) -> bytes:
         """Return the sender's meta when everything is in.
@@ -97,7 +99,9 @@ class Pull:
                 got = last
                 self._progressed()
             else:
+                since = self._clock.now()
                 self._note(await self._next())
+                self.waited_s += self._clock.now() - since
         self._channel.post(control.Release())
         if not (await self._answer(control.Released)).valid:
             raise HandoffFailed(

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -65,7 +65,13 @@ class Receiver:
         self._stopping = False
 
     async def pull(
-        self, descriptor: bytes, blocks: Sequence[int], *, from_token: int, idle_timeout_s: float
+        self,
+        descriptor: bytes,
+        blocks: Sequence[int],
+        *,
+        from_token: int,
+        idle_timeout_s: float,
+        on_moved: Callable[[float], None] | None = None,
     ) -> bytes:
         """As ``KvTransport.pull``. Cancelled: no thread writes our blocks any more."""
         if self._stopping:
@@ -75,8 +81,9 @@ class Receiver:
         self._check_room(ticket, blocks, from_token)
         self._running += 1
         self._quiet.clear()
+        started = self._clock.now()
         try:
-            return await self._pull(ticket, blocks, from_token, idle_timeout_s)
+            meta, waited_s = await self._pull(ticket, blocks, from_token, idle_timeout_s)
         except (OSError, ProtocolError) as error:
             if self._stopping:
                 raise HandoffFailed(_STOPPING) from error
@@ -85,6 +92,9 @@ class Receiver:
             self._running -= 1
             if not self._running:
                 self._quiet.set()
+        if on_moved is not None:
+            on_moved(self._clock.now() - started - waited_s)
+        return meta
 
     async def stop(self) -> None:
         """Fail all pulls and drop all peers. When it returns no thread writes the memory."""
@@ -105,10 +115,11 @@ class Receiver:
 
     async def _pull(
         self, ticket: control.Ticket, blocks: Sequence[int], from_token: int, idle_timeout_s: float
-    ) -> bytes:
+    ) -> tuple[bytes, float]:
+        """Return the sender's meta, and how many seconds its tokens were waited for."""
         channel = await self._open(ticket, idle_timeout_s)
         try:
-            meta = await Pull(
+            pull = Pull(
                 ticket,
                 channel,
                 memory=self._memory,
@@ -119,12 +130,13 @@ class Receiver:
                 pool=self._pool,
                 idle_timeout_s=idle_timeout_s,
                 checksums=self._checksums,
-            ).run(from_token)
+            )
+            meta = await pull.run(from_token)
         except BaseException:
             self._hang_up(ticket.memory, channel)  # which tells the sender that nobody will take the rest
             raise
         self._keep(ticket.memory, channel)
-        return meta
+        return meta, pull.waited_s
 
     @contextlib.asynccontextmanager
     async def _helpers(

@@ -103,13 +103,16 @@ class StreamTransport:
         *,
         from_token: int = 0,
         idle_timeout_s: float = 30.0,
+        on_moved: Callable[[float], None] | None = None,
     ) -> bytes:
         """As ``KvTransport.pull``; raises ValueError when our blocks do not exist or have no room.
 
         Cancelled: no thread writes our blocks any more, and the sender frees the export.
         """
         _, receiver = self._started()
-        return await receiver.pull(descriptor, blocks, from_token=from_token, idle_timeout_s=idle_timeout_s)
+        return await receiver.pull(
+            descriptor, blocks, from_token=from_token, idle_timeout_s=idle_timeout_s, on_moved=on_moved
+        )
 
     async def stop(self) -> None:
         """Withdraw all exports, fail all pulls, close everything; again is harmless."""

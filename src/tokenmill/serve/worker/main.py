@@ -12,6 +12,7 @@ import contextlib
 import gc
 import os
 import socket
+import sys
 import uuid
 
 import msgspec
@@ -20,14 +21,15 @@ import uvloop
 
 import tokenmill
 from tokenmill.clock import SystemClock
-from tokenmill.errors import ConfigError, ServiceError, TokenmillError, WorkerFailed
+from tokenmill.errors import ConfigError, TokenmillError, WorkerFailed
 from tokenmill.protocol.calls import Call
 from tokenmill.protocol.card import WORKERS_PREFIX, WorkerCard, WorkerState
 from tokenmill.protocol.ids import WorkerId
 from tokenmill.protocol.items import Item
 from tokenmill.serve.engines.base import Engine, EngineInfo, EngineOutput, Sink
 from tokenmill.serve.engines.opening import open_engine
-from tokenmill.serve.fabric.registry import Lease, Registry, open_registry
+from tokenmill.serve.fabric.announcement import Announcement
+from tokenmill.serve.fabric.registry import Registry, open_registry
 from tokenmill.serve.fabric.streams import StreamServer
 from tokenmill.serve.process import (
     Readiness,
@@ -49,9 +51,15 @@ DRAIN_POLL_S = 0.02
 """How often a drain looks whether the last request has ended."""
 
 
+_SWITCH_S = 0.0003
+"""How long one thread may keep the interpreter while another one waits. Python's own 5 ms would hold the
+first token back on the event loop until the engine's thread has made several more."""
+
+
 def main(config: WorkerConfig) -> int:
     """Run the worker until it is told to stop; returns the exit status."""
     configure_logging(config)
+    sys.setswitchinterval(_SWITCH_S)
     readiness = Readiness(config.ready_fd)
     try:
         return uvloop.run(_run(config, readiness))
@@ -76,10 +84,13 @@ async def _run(config: WorkerConfig, readiness: Readiness) -> int:
         engine = open_engine(config, transport, clock)
         desk = Desk(engine, clock)
         server: StreamServer[Call, Item] = StreamServer(Call, Item, desk.opened, merge=merge_items)
+        late_loads = _LateLoads(desk)
+        stack.callback(late_loads.cancel)
 
         def stepped(output: EngineOutput) -> None:
             desk.stepped(output)
             server.flush()
+            late_loads.look()
 
         info = await _started(engine, stepped, stop)
         if info is None:
@@ -96,16 +107,20 @@ async def _run(config: WorkerConfig, readiness: Readiness) -> int:
         gc.collect()
         gc.freeze()
         readiness.ready(worker=worker_id, address=address)
-        log.info(
-            "worker ready",
-            worker=worker_id,
-            role=str(config.role),
-            model=info.model,
-            kv_blocks=info.kv_blocks,
-        )
+        _log_ready(card)
         await _serve_until_asked(engine, desk, stop, announcement)
         await _drain(config, desk, engine, announcement, stop, clock)
     return 0
+
+
+def _log_ready(card: WorkerCard) -> None:
+    log.info(
+        "worker ready",
+        worker=card.worker_id,
+        role=str(card.role),
+        model=card.model,
+        kv_blocks=card.kv_blocks,
+    )
 
 
 async def _started(engine: Engine, sink: Sink, stop: StopRequest) -> EngineInfo | None:
@@ -144,6 +159,31 @@ async def _serve_until_asked(
         await asyncio.gather(asked, failing, return_exceptions=True)
 
 
+class _LateLoads:
+    """A timer for what a step changed too soon after the last load report: it is told when the subscriber's
+    interval has passed, so that the end of a request is known within one interval also where no step
+    follows it."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._timer: asyncio.TimerHandle | None = None
+
+    def look(self) -> None:
+        """Something may have changed."""
+        if self._timer is None and (due_s := self._desk.load_due_s) is not None:
+            self._timer = asyncio.get_running_loop().call_later(due_s, self._tell)
+
+    def cancel(self) -> None:
+        """Tell no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _tell(self) -> None:
+        self._timer = None
+        self._desk.tell_load_due()
+        self.look()
+
+
 async def _drain(
     config: WorkerConfig,
     desk: Desk,
@@ -152,7 +192,8 @@ async def _drain(
     stop: StopRequest,
     clock: SystemClock,
 ) -> None:
-    """Finish what is running and what receivers still have to fetch, within the deadline."""
+    """Finish what is running and what receivers still have to fetch, within the deadline; what is not done
+    by then is sent away."""
     log.info("worker stopping", reason=stop.reason, open_requests=desk.open_requests)
     if stop.at_once:
         return
@@ -162,40 +203,33 @@ async def _drain(
     while desk.open_requests or engine.metrics().exported:
         if stop.at_once or clock.now() > deadline:
             log.warning("drain cut short", open_requests=desk.open_requests)
+            desk.send_away()
             return
         await asyncio.sleep(DRAIN_POLL_S)
 
 
 class _Announcement:
-    """This worker's card in the registry, under a lease. A process that stood still for longer than the lease
-    lasts (a suspended machine, say) is struck off; it announces itself again under a new one."""
+    """This worker's card in the registry, with its state."""
 
     def __init__(self, registry: Registry, card: WorkerCard, ttl_s: float) -> None:
-        self._registry = registry
         self._card = card
-        self._ttl_s = ttl_s
-        self._lease: Lease | None = None
+        self._key = Announcement(registry, WORKERS_PREFIX + card.worker_id, ttl_s)
 
     @property
     def lost(self) -> bool:
         """The card is no longer there."""
-        return self._lease is None or self._lease.lost
+        return self._key.lost
 
     async def say(self, state: WorkerState) -> None:
         """Put the card with this state. Raises ServiceError. Cancelled: the old or the new card stands."""
-        if self._lease is None or self._lease.lost:
-            self._lease = await self._registry.lease(self._ttl_s)
-        card = msgspec.structs.replace(self._card, state=state)
-        await self._registry.put(
-            WORKERS_PREFIX + card.worker_id, msgspec.json.encode(card), lease=self._lease
-        )
+        await self._key.say(self._with(state))
 
     async def try_to_say(self, state: WorkerState) -> None:
-        """Put the card if the registry lets us: trouble there must not end what is being served here."""
-        try:
-            await self.say(state)
-        except ServiceError as error:
-            log.warning("not announced", state=str(state), error=error.message)
+        """Put the card if the registry lets us."""
+        await self._key.try_to_say(self._with(state))
+
+    def _with(self, state: WorkerState) -> bytes:
+        return msgspec.json.encode(msgspec.structs.replace(self._card, state=state))
 
 
 def _card(
@@ -213,6 +247,7 @@ def _card(
         block_tokens=info.block_tokens,
         kv_blocks=info.kv_blocks,
         max_sequences=info.max_sequences,
+        prefill_budget=info.prefill_budget,
         eos_token_ids=info.eos_token_ids,
         vocab_size=info.vocab_size,
         transports=info.transports,
