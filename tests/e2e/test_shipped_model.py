@@ -20,7 +20,8 @@ CODE_PROMPT = "The code word is {word}. Please remember it. What is the code wor
 @pytest.fixture(scope="module")
 def factory(serve_module: Callable[..., RunningFactory]) -> RunningFactory:
     # float32: in bfloat16 the same request may round differently in another batch, and so end differently.
-    factory = serve_module("--prefill", "1", "--decode", "1", "--dtype", "float32")
+    stages = ("--prefill", "1", "--decode", "1", "--router-prefill", "remote")
+    factory = serve_module(*stages, "--dtype", "float32")
     # A decode worker that is there first serves alone until the prefill worker comes.
     factory.wait_for_mode("disaggregated")
     return factory

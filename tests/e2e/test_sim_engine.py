@@ -37,7 +37,7 @@ def complete(factory: RunningFactory, **fields: object) -> dict:
 
 
 def test_disaggregated_equals_aggregated_over_every_transport(serve: Serve) -> None:
-    split = serve("--engine", "sim", "--prefill", "2", "--decode", "2")
+    split = serve("--engine", "sim", "--prefill", "2", "--decode", "2", "--router-prefill", "remote")
     both = serve("--engine", "sim", "--both", "1")
     a = [complete(split, prompt=[300 + i] * 50)["choices"][0]["text"] for i in range(6)]
     b = [complete(both, prompt=[300 + i] * 50)["choices"][0]["text"] for i in range(6)]

@@ -34,13 +34,23 @@ class RunningFactory:
     @classmethod
     def start(cls, folder: Path, *flags: str) -> Self:
         """Run ``tokenmill serve`` with these flags on a free port; state and log are kept in ``folder``."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        port = _free_port()
+        return cls._run(folder, port, "serve", *flags, "--port", str(port))
+
+    @classmethod
+    def up(cls, folder: Path, factory: str) -> Self:
+        """Run ``tokenmill up --foreground`` with a factory file of this text, its ``PORT`` a free one."""
+        port = _free_port()
+        file = folder / "factory.yaml"
+        file.write_text(factory.replace("PORT", str(port)))
+        return cls._run(folder, port, "up", str(file), "--foreground")
+
+    @classmethod
+    def _run(cls, folder: Path, port: int, *words: str) -> Self:
         log = folder / "log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tokenmill", "serve", *flags, "--port", str(port)],
+                [sys.executable, "-m", "tokenmill", *words],
                 env={**os.environ, "TOKENMILL_STATE_DIR": str(folder / "state")},
                 stdout=out,
                 stderr=out,
@@ -61,6 +71,15 @@ class RunningFactory:
                     continue
                 roles = [flag for flag in command if flag.startswith("--role=")] or ["--role=both"]
                 if roles == [f"--role={role}"]:
+                    found.append(child)
+        return found
+
+    def frontends(self) -> list[psutil.Process]:
+        """The frontend processes."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if "frontend" in child.cmdline():
                     found.append(child)
         return found
 
@@ -101,3 +120,9 @@ class RunningFactory:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

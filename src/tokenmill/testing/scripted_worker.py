@@ -12,7 +12,7 @@ from functools import partial
 
 import msgspec
 
-from tokenmill.protocol.calls import Call, Generate
+from tokenmill.protocol.calls import Call, Generate, SubscribeKv
 from tokenmill.protocol.card import WORKERS_PREFIX, WorkerCard, WorkerState
 from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.handoff import Handoff
@@ -28,6 +28,7 @@ from tokenmill.protocol.items import (
     TokenLogprobs,
     Tokens,
 )
+from tokenmill.protocol.kv_events import CacheCleared, KvEvent, KvEvents
 from tokenmill.protocol.metrics import StepMetrics
 from tokenmill.serve.fabric.registry import Registry
 from tokenmill.serve.fabric.streams import ServerStream, StreamServer
@@ -54,6 +55,8 @@ class ScriptedWorker:
     ``requests``: what came, in order; ``cancelled``: what was cancelled. ``fail``: when set, answers every
     request. ``mute``: says nothing at all. ``lose_after``: tokens after which the connection breaks.
     ``refetch``: the decode role computes from the first new token on, as if the handoff had been lost.
+    ``cache``: the events that a new reader of the cache gets as its snapshot. ``kv_subscriptions``: how often
+    somebody asked for it.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class ScriptedWorker:
         self.refetch = False
         self.pace_s = pace_s
         self.cached_tokens = 0
+        self.cache: list[KvEvent] = []
+        self.kv_subscriptions = 0
         self._registry = registry
         self._script = script
         self._role = role
@@ -88,6 +93,7 @@ class ScriptedWorker:
         self._said = 0
         self._card: WorkerCard | None = None
         self._subscribers: list[ServerStream[Call, Item]] = []
+        self._kv_readers: dict[ServerStream[Call, Item], int] = {}
         self._timers: set[asyncio.TimerHandle] = set()
         self._server = StreamServer[Call, Item](Call, Item, self._on_open, merge=merge_tokens, name=name)
 
@@ -130,6 +136,17 @@ class ScriptedWorker:
         for stream in self._subscribers:
             stream.send(Load(metrics, draining))
 
+    def tell_kv(self, *events: KvEvent, lost: int = 0) -> None:
+        """Tell all readers of the cache what has changed, after ``lost`` events that they never see."""
+        for stream, number in self._kv_readers.items():
+            stream.send(KvEvents(number + lost, list(events)))
+            self._kv_readers[stream] = number + lost + len(events)
+
+    def end_kv(self) -> None:
+        """End the streams of all readers of the cache."""
+        while self._kv_readers:
+            self._kv_readers.popitem()[0].end()
+
     async def stop(self) -> None:
         """Leave the registry and break all connections."""
         await self._registry.delete(self.key)
@@ -144,6 +161,9 @@ class ScriptedWorker:
     # Inside --------------------------------------------------------------------------------------------
 
     def _on_open(self, stream: ServerStream[Call, Item]) -> None:
+        if isinstance(stream.call, SubscribeKv):
+            self._subscribe_kv(stream)
+            return
         if not isinstance(stream.call, Generate):
             self._subscribers.append(stream)
             stream.on_cancel = partial(self._subscribers.remove, stream)
@@ -157,6 +177,16 @@ class ScriptedWorker:
             stream.end()
         elif not self.mute:
             self._play(stream, self._items(request))
+
+    def _subscribe_kv(self, stream: ServerStream[Call, Item]) -> None:
+        self.kv_subscriptions += 1
+        snapshot = [CacheCleared(), *self.cache]
+        self._kv_readers[stream] = len(snapshot)
+        stream.on_cancel = lambda: self._kv_reader_gone(stream)
+        stream.send(KvEvents(0, snapshot))
+
+    def _kv_reader_gone(self, stream: ServerStream[Call, Item]) -> None:
+        self._kv_readers.pop(stream, None)
 
     def _play(self, stream: ServerStream[Call, Item], items: list[Item]) -> None:
         while items and not stream.closed:

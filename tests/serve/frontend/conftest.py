@@ -15,7 +15,7 @@ from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.ids import Role
 from tokenmill.serve.fabric.registry import Registry, open_registry
 from tokenmill.serve.frontend.http.server import HttpServer
-from tokenmill.serve.frontend.main import frontend
+from tokenmill.serve.frontend.wiring import frontend
 from tokenmill.spec.process import FrontendConfig
 from tokenmill.testing.scripted_worker import ScriptedWorker
 from tokenmill.testing.tiny_tokenizer import EOS_ID, write_tiny_tokenizer
@@ -88,7 +88,8 @@ def make_plant(model_folder: Path):
     async def make(**settings) -> AsyncIterator[Plant]:
         registry = open_registry("memory:")
         await registry.start()
-        config = FrontendConfig(**{"model": str(model_folder), "port": 0, "worker_wait_s": 0.3, **settings})
+        usual = {"model": str(model_folder), "port": 0, "worker_wait_s": 0.3, "router_prefill": "remote"}
+        config = FrontendConfig(**{**usual, **settings})
         async with AsyncExitStack() as stack:
             stack.push_async_callback(registry.stop)
             server = await stack.enter_async_context(frontend(config, registry))

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import gzip
+
 import pytest
 
 from tokenmill.protocol.ids import Role
@@ -125,4 +128,78 @@ async def test_a_model_without_a_template_takes_no_chats(make_plant, tmp_path):
         await plant.worker("b1")
         answer = await plant.chat()
         assert (answer.status, answer.json()["error"]["param"]) == (400, "messages")
+        assert (await plant.complete()).status == 200
+
+
+async def test_pages_of_other_origins_read_nothing_unless_they_are_named(make_plant):
+    asking = [("origin", "https://a.example"), ("access-control-request-method", "POST")]
+    async with make_plant() as plant:
+        for method, path in (("GET", "/v1/models"), ("OPTIONS", "/v1/completions")):
+            answer = await plant.ask(method, path, None, asking)
+            assert not [
+                name for name in answer.headers if name.startswith("access-control") or name == "vary"
+            ]
+    async with make_plant(cors_origins=["https://a.example"], cors_credentials=True) as plant:
+        await plant.worker("b1")
+        answer = await plant.ask("OPTIONS", "/v1/completions", None, asking)
+        assert answer.status == 204
+        assert answer.headers["access-control-allow-methods"] == "POST, OPTIONS"
+        for fields in ({}, {"stream": True}, {"max_tokens": -1}):
+            answer = await plant.post("/v1/completions", {"prompt": "a", **fields}, asking)
+            assert answer.headers["access-control-allow-origin"] == "https://a.example"
+            assert answer.headers["access-control-allow-credentials"] == "true"
+            assert answer.headers["vary"] == "Origin"
+        answer = await plant.ask("GET", "/v1/models", None, [("origin", "https://b.example")])
+        assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_options_for_the_server_as_a_whole(plant):
+    answer = await plant.ask("OPTIONS", "*")
+    assert (answer.status, answer.headers["allow"]) == (204, "GET, HEAD, POST, OPTIONS")
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (None, 200),
+        ("application/json", 200),
+        ("Application/JSON; Charset=UTF-8", 200),
+        ("text/plain", 200),
+        ("application/x-www-form-urlencoded", 200),
+        ("application/json; charset=latin-1", 415),
+        ("multipart/form-data; boundary=x", 415),
+    ],
+)
+async def test_content_types(aggregated, kind, status):
+    headers = [] if kind is None else [("content-type", kind)]
+    answer = await aggregated.post("/v1/completions", {"prompt": "a"}, headers)
+    assert answer.status == status
+    if status == 415:
+        assert answer.json()["error"]["code"] == "unsupported_media_type"
+
+
+async def test_compressed_bodies(aggregated):
+    body = gzip.compress(b'{"prompt": "a"}')
+    assert (await aggregated.post("/v1/completions", body, [("content-encoding", "gzip")])).status == 200
+
+
+async def test_only_so_many_requests_are_generated_at_once(make_plant):
+    async with make_plant(max_streams=2) as plant:
+        worker = await plant.worker("b1")
+        worker.mute = True
+        service = plant.server.handler._service
+        waiting = [
+            asyncio.create_task(plant.complete()),
+            asyncio.create_task(plant.chat(stream=True)),
+        ]
+        await plant.until(lambda: service.metrics.in_flight == 2)
+        for answer in (await plant.complete(), await plant.chat(stream=True)):
+            assert (answer.status, answer.json()["error"]["code"]) == (503, "too_many_streams")
+            assert int(answer.headers["retry-after"]) >= 1
+        assert (await plant.ask("GET", "/live")).status == 200
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await plant.until(lambda: service.metrics.in_flight == 0)
+        worker.mute = False
         assert (await plant.complete()).status == 200

@@ -1,4 +1,4 @@
-"""Any order of events, with workers that behave as the protocol says and die when they like."""
+"""Any order of events, with workers that speak the protocol, and die, freeze, thaw and leave at will."""
 
 from __future__ import annotations
 
@@ -7,37 +7,49 @@ import msgspec
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tokenmill.errors import WorkerLost
+from tokenmill.errors import WorkerLost, WorkerStalled
 from tokenmill.protocol.generate import GenerateRequest, Sampling
 from tokenmill.protocol.handoff import Handoff
 from tokenmill.protocol.ids import RequestId, Role, WorkerId
 from tokenmill.protocol.items import Failed, Finished, FinishReason, Offered, Tokens
-from tokenmill.serve.frontend.flow import Flow, FlowState
+from tokenmill.serve.frontend.flow import Flow
 from tokenmill.serve.frontend.flow_words import (
     Abort,
     Cancel,
     ClientGone,
     Complete,
     Deliver,
+    FlowState,
+    HandedOver,
     NoWorkerFound,
     Open,
     Received,
     Route,
     Routed,
     StreamLost,
+    Watch,
 )
+from tokenmill.serve.frontend.migration import MigrationLimits
 
 END = 99
+WORKERS = [WorkerId(f"w{index}") for index in range(1, 5)]
+DRAINING = Failed(503, "worker_draining", "leaving", retryable=True)
 
 
 class Stream:
-    """What one worker still has to say on one stream."""
+    """What one worker still has to say on one stream; a watch says nothing."""
 
-    def __init__(self, request: GenerateRequest, worker: WorkerId, script: list[int]) -> None:
+    def __init__(self, worker: WorkerId, request: GenerateRequest | None = None, script=()) -> None:
         self.worker = worker
         self.request = request
         self.cached = 3
-        self.items = list(self._items(request, script))
+        self.source: WorkerId | None = None
+        """Whom a decode worker fetches the cache from, as long as it does."""
+        self.items = list(self._items(request, script)) if request is not None else []
+
+    @property
+    def role(self) -> Role | None:
+        return self.request.role if self.request is not None else None
 
     def _items(self, request, script):
         output = script[: request.sampling.max_tokens]
@@ -68,39 +80,53 @@ class Stream:
             one, two = self.items[:2]
             self.items[:2] = [Tokens(one.index, one.tokens + two.tokens)]
 
+    def compute_instead(self, script) -> None:
+        """The cache does not come: compute it, and say everything from the first new token on."""
+        self.source = None
+        self.items = Stream(self.worker, msgspec.structs.replace(self.request, role=Role.BOTH), script).items
+
 
 class FlowMachine(RuleBasedStateMachine):
-    @initialize(length=st.integers(1, 6), max_tokens=st.integers(1, 7), attempts=st.integers(1, 4))
-    def begin(self, length, max_tokens, attempts):
+    @initialize(
+        length=st.integers(1, 8),
+        max_tokens=st.integers(1, 9),
+        attempts=st.sampled_from([1, 2, 3, 5, 9]),
+        replay_tokens=st.sampled_from([0, 0, 0, 5]),
+    )
+    def begin(self, length, max_tokens, attempts, replay_tokens):
         self.script = [*range(10, 9 + length), END]
         self.expected = self.script[:max_tokens]
-        self.flow = Flow(RequestId("r"), [1, 2], Sampling(max_tokens=max_tokens), max_attempts=attempts)
+        limits = MigrationLimits(max_attempts=attempts, max_tokens=replay_tokens)
+        self.flow = Flow(RequestId("r"), [1, 2], Sampling(max_tokens=max_tokens), limits=limits)
         self.streams: dict[int, Stream] = {}
+        self.late: dict[int, Stream] = {}
+        """Streams that a frozen worker believes to be open still."""
+        self.frozen: set[WorkerId] = set()
         self.opened: set[int] = set()
         self.delivered: list[int] = []
         self.ends: list[object] = []
         self.routing = False
         self.gone = False
+        self.attempts = attempts
+        self.migrations = 0
         self.ids: set[tuple[str, str]] = set()
         self.excluded: frozenset = frozenset()
         self.carry_out(self.flow.begin())
+
+    # What the shell does -------------------------------------------------------------------------------
 
     def carry_out(self, instructions):
         for instruction in instructions:
             assert not self.ends, "nothing follows the end"
             if isinstance(instruction, Route):
-                self.routing = True
-                self.excluded = instruction.excluded
+                self.route_asked(instruction)
             elif isinstance(instruction, Open):
-                assert instruction.stream not in self.opened
-                assert instruction.worker not in self.excluded
-                name = (instruction.worker, instruction.request.request_id)
-                assert name not in self.ids, "a worker must not see one id twice"
-                self.ids.add(name)
-                self.opened.add(instruction.stream)
-                self.streams[instruction.stream] = Stream(
-                    instruction.request, instruction.worker, self.script
-                )
+                self.open(instruction)
+            elif isinstance(instruction, Watch):
+                self.streams[instruction.stream] = Stream(instruction.worker)
+            elif isinstance(instruction, HandedOver):
+                if instruction.watch is not None:
+                    assert self.streams.pop(instruction.watch).request is None
             elif isinstance(instruction, Cancel):
                 self.streams.pop(instruction.stream, None)
             elif isinstance(instruction, Deliver):
@@ -109,61 +135,159 @@ class FlowMachine(RuleBasedStateMachine):
             elif isinstance(instruction, Complete | Abort):
                 self.ends.append(instruction)
 
+    def route_asked(self, route):
+        self.routing = True
+        self.excluded = route.excluded
+        if route.moved is not None:
+            self.migrations += 1
+            assert route.moved.worker in route.excluded
+            assert route.moved.replayed_tokens == 2 + len(self.delivered)
+
+    def open(self, opened):
+        assert opened.stream not in self.opened
+        assert opened.worker not in self.excluded
+        name = (opened.worker, opened.request.request_id)
+        assert name not in self.ids, "a worker must not see one id twice"
+        self.ids.add(name)
+        self.opened.add(opened.stream)
+        stream = Stream(opened.worker, opened.request, self.script)
+        if opened.request.role is Role.DECODE:
+            (stream.source,) = [s.worker for s in self.streams.values() if s.role is Role.PREFILL]
+        self.streams[opened.stream] = stream
+
     def feed(self, event):
         self.carry_out(self.flow.handle(event))
+
+    # What the workers do -------------------------------------------------------------------------------
+
+    def talking(self) -> list[int]:
+        """Streams that have something to say now."""
+        return sorted(
+            key
+            for key, stream in self.streams.items()
+            if stream.items and stream.worker not in self.frozen and stream.source not in self.frozen
+        )
 
     @precondition(lambda self: self.routing)
     @rule(data=st.data())
     def route(self, data):
         self.routing = False
-        free = [name for name in ("w1", "w2", "w3", "w4") if WorkerId(name) not in self.excluded]
-        if not free or data.draw(st.integers(0, 9)) == 0:
+        free = [worker for worker in WORKERS if worker not in self.excluded]
+        if not free or data.draw(st.integers(0, 19)) == 0:
             self.feed(NoWorkerFound())
             return
         decode = data.draw(st.sampled_from(free))
-        prefill = data.draw(st.sampled_from([None, *(name for name in free if name != decode)]))
-        self.feed(Routed(WorkerId(decode), None if prefill is None else WorkerId(prefill)))
+        self.feed(Routed(decode, data.draw(st.sampled_from([None, *(w for w in free if w != decode)]))))
 
-    @precondition(lambda self: self.streams)
-    @rule(data=st.data(), merge=st.booleans())
-    def say(self, data, merge):
-        stream_id = data.draw(st.sampled_from(sorted(self.streams)))
+    @precondition(lambda self: self.talking())
+    @rule(data=st.data(), merge=st.booleans(), quickly=st.booleans())
+    def say(self, data, merge, quickly):
+        self.say_on(data.draw(st.sampled_from(self.talking())), merge=merge, quickly=quickly)
+
+    @precondition(lambda self: any(s.role is Role.PREFILL for s in self.streams.values()))
+    @rule()
+    def prefill_says_all(self):
+        (stream_id,) = [key for key, stream in self.streams.items() if stream.role is Role.PREFILL]
+        while stream_id in self.talking():
+            self.say_on(stream_id)
+
+    def say_on(self, stream_id, *, merge=False, quickly=True):
         stream = self.streams[stream_id]
+        stream.source = None  # who speaks has the cache
         if merge:
             stream.coalesce()
-        if stream.items:
-            self.feed(Received(stream_id, stream.items.pop(0)))
-        elif stream_id in self.streams:
-            del self.streams[stream_id]
+        item = stream.items.pop(0)
+        if quickly and isinstance(item, Tokens) and self.flow.goes_on(stream_id, item):
+            self.delivered += item.tokens
+        else:
+            self.feed(Received(stream_id, item))
+        if not stream.items and self.streams.pop(stream_id, None) is not None:
             self.feed(StreamLost(stream_id, WorkerLost("ended")))
 
-    @precondition(lambda self: any(s.request.role is Role.DECODE for s in self.streams.values()))
-    @rule(data=st.data())
-    def handoff_fails(self, data):
-        decoding = [key for key, item in self.streams.items() if item.request.role is Role.DECODE]
-        stream = self.streams[data.draw(st.sampled_from(sorted(decoding)))]
-        first = len(stream.request.output)
-        if stream.items and stream.items[0].index == first + 1:
-            whole = msgspec.structs.replace(stream.request, role=Role.BOTH)
-            stream.items = Stream(whole, stream.worker, self.script).items
+    @precondition(lambda self: any(s.source for s in self.streams.values()))
+    @rule()
+    def transfer_completes(self):
+        """The cache has come; whatever happens to its sender now is no matter."""
+        for stream in self.streams.values():
+            if stream.source not in self.frozen:
+                stream.source = None
+
+    @precondition(lambda self: any(s.source for s in self.streams.values()))
+    @rule()
+    def transfer_fails(self):
+        for stream in self.streams.values():
+            if stream.source is not None:
+                stream.compute_instead(self.script)
 
     @precondition(lambda self: self.streams)
     @rule(data=st.data())
     def die(self, data):
-        worker = self.streams[data.draw(st.sampled_from(sorted(self.streams)))].worker
-        for stream_id in [key for key, item in self.streams.items() if item.worker == worker]:
-            if self.streams.pop(stream_id, None) is not None:
-                self.feed(StreamLost(stream_id, WorkerLost("dead")))
+        worker = data.draw(st.sampled_from(sorted({s.worker for s in self.streams.values()})))
+        self.frozen.discard(worker)
+        for stream in self.streams.values():
+            if stream.source == worker:
+                stream.compute_instead(self.script)
+        self.lose(worker, WorkerLost("dead"))
 
     @precondition(lambda self: self.streams)
-    @rule(data=st.data(), retryable=st.booleans())
-    def fail(self, data, retryable):
-        stream_id = data.draw(st.sampled_from(sorted(self.streams)))
-        stream = self.streams[stream_id]
-        if stream.items:
-            stream.items = []
-            self.feed(Received(stream_id, Failed(500, "broken", "broken", retryable)))
+    @rule(data=st.data())
+    def freeze(self, data):
+        self.frozen.add(data.draw(st.sampled_from(sorted({s.worker for s in self.streams.values()}))))
 
+    @precondition(lambda self: any(s.source for s in self.streams.values()))
+    @rule()
+    def freeze_a_sender(self):
+        self.frozen |= {stream.source for stream in self.streams.values() if stream.source is not None}
+
+    @precondition(lambda self: self.frozen)
+    @rule(data=st.data())
+    def silence_is_noticed(self, data):
+        worker = data.draw(st.sampled_from(sorted(self.frozen)))
+        self.late |= {k: s for k, s in self.streams.items() if s.worker == worker and s.items}
+        self.lose(worker, WorkerStalled("silent"))
+
+    @precondition(lambda self: self.frozen)
+    @rule(data=st.data())
+    def thaw(self, data):
+        """A worker that was frozen goes on, whether or not that was noticed."""
+        worker = data.draw(st.sampled_from(sorted(self.frozen)))
+        self.frozen.discard(worker)
+        for key in [key for key, stream in self.late.items() if stream.worker == worker]:
+            for item in self.late.pop(key).items:
+                assert self.flow.handle(Received(key, item)) == []
+
+    @precondition(lambda self: self.streams)
+    @rule(data=st.data())
+    def drain_is_cut_short(self, data):
+        worker = data.draw(st.sampled_from(sorted({s.worker for s in self.streams.values()})))
+        if worker in self.frozen:
+            return
+        for key in [key for key, s in self.streams.items() if s.worker == worker and s.items]:
+            if key in self.streams:
+                self.feed(Received(key, DRAINING))
+                if self.streams.pop(key, None) is not None:
+                    self.feed(StreamLost(key, WorkerLost("ended")))
+        self.lose(worker, WorkerLost("the connection was closed"))
+
+    def lose(self, worker, error):
+        for key in [key for key, stream in self.streams.items() if stream.worker == worker]:
+            if self.streams.pop(key, None) is not None:
+                self.feed(StreamLost(key, error))
+
+    @precondition(lambda self: self.talking())
+    @rule(
+        data=st.data(),
+        retryable=st.sampled_from([True, True, True, False]),
+        status=st.sampled_from([429, 500]),
+    )
+    def fail(self, data, retryable, status):
+        stream_id = data.draw(st.sampled_from(self.talking()))
+        self.streams[stream_id].items = []
+        self.feed(Received(stream_id, Failed(status, "broken", "broken", retryable)))
+        if self.streams.pop(stream_id, None) is not None:
+            self.feed(StreamLost(stream_id, WorkerLost("ended")))
+
+    @precondition(lambda self: self.gone or self.ends)
     @rule()
     def nothing_happens(self):
         """So that there is always a next step, also after the end."""
@@ -177,21 +301,24 @@ class FlowMachine(RuleBasedStateMachine):
             self.feed(ClientGone())
             assert not self.ends
 
+    # What must hold ------------------------------------------------------------------------------------
+
     @invariant()
     def tokens_are_the_undisturbed_ones(self):
         self.flow.validate()
         assert self.delivered == self.expected[: len(self.delivered)]
+        assert list(self.flow.delivered) == self.delivered
+        assert self.migrations < self.attempts
         assert len(self.ends) <= 1
         if self.ends and isinstance(self.ends[0], Complete):
             assert self.delivered == self.expected
             assert self.ends[0].output_tokens == len(self.expected)
         if self.flow.state is FlowState.ENDED:
             assert bool(self.ends) != self.gone
-            left = [s for s in self.streams.values() if s.items]
-            assert not left, "all streams are closed or cancelled"
+            assert not self.streams, "all streams are closed or cancelled"
 
     def teardown(self):
-        """Left alone, it comes to an end: nothing hangs."""
+        """Left alone, it comes to an end: nothing hangs, provided that silence is noticed."""
         if not hasattr(self, "flow"):
             return
         for _ in range(200):
@@ -199,18 +326,16 @@ class FlowMachine(RuleBasedStateMachine):
                 break
             if self.routing:
                 self.routing = False
-                free = [n for n in ("w1", "w2", "w3", "w4", "w5") if WorkerId(n) not in self.excluded]
-                self.feed(Routed(WorkerId(free[0])))
-                continue
-            assert self.streams, "neither routing nor anything open: it hangs"
-            stream_id, stream = next(iter(self.streams.items()))
-            if stream.items:
-                self.feed(Received(stream_id, stream.items.pop(0)))
+                free = [w for w in (*WORKERS, WorkerId("w5")) if w not in self.excluded | self.frozen]
+                self.feed(Routed(free[0], free[1] if len(free) > 1 else None))
+            elif talking := self.talking():
+                self.say_on(talking[0])
             else:
-                del self.streams[stream_id]
-                self.feed(StreamLost(stream_id, WorkerLost("ended")))
+                silent = self.frozen & {stream.worker for stream in self.streams.values()}
+                assert silent, "neither routing nor talking, and nobody is silent: it hangs"
+                self.lose(silent.pop(), WorkerStalled("silent"))
         assert self.flow.state is FlowState.ENDED
 
 
-FlowMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+FlowMachine.TestCase.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
 TestFlowMachine = FlowMachine.TestCase

@@ -6,15 +6,14 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tokenmill.errors import ConfigError
 from tokenmill.serve.fabric.registry import open_registry
-from tokenmill.serve.frontend.main import router_policy
 from tokenmill.testing.scripted_worker import ScriptedWorker
 
 from .conftest import reply
@@ -106,6 +105,30 @@ async def test_a_term_signal_lets_running_requests_end(start):
 
 
 @pytest.mark.processes
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="needs port sharing")
+async def test_two_share_a_port_and_each_has_an_address_of_its_own(start):
+    first = start(reuse_port=True, own_listen="127.0.0.1:0")
+    second = start(reuse_port=True, own_listen="127.0.0.1:0", port=first.port)
+    assert second.port == first.port
+    own = [int(each.ready["own_url"].rsplit(":", 1)[1]) for each in (first, second)]
+    ids = [(await exchange(port, "GET", "/health")).json()["frontend"] for port in own]
+    async with asyncio.timeout(20):
+        seen = set()
+        while seen != set(ids):
+            seen.add((await exchange(first.port, "GET", "/health")).json()["frontend"])
+    text = (await exchange(own[0], "GET", "/metrics")).body.decode()
+    assert f'tokenmill_frontend_info{{frontend="{ids[0]}"}} 1.0' in text
+
+
+@pytest.mark.processes
+async def test_a_port_of_another_is_not_shared_unasked(start):
+    first = start(reuse_port=True)
+    second = start(port=first.port)
+    assert second.ready["fatal"] is True
+    assert str(first.port) in second.ready["error"]
+
+
+@pytest.mark.processes
 async def test_it_ends_with_its_parent(start):
     process = start()
     os.close(process.parent)
@@ -119,7 +142,9 @@ async def test_it_ends_with_its_parent(start):
     [
         ({"model": "/nowhere"}, "/nowhere"),
         ({"registry": "redis:"}, "registry"),
-        ({"router_policy": "x"}, "router_policy"),
+        ({"router_policy": "x"}, "router policy"),
+        ({"router_weights": {"queu": 1.0}}, "queu"),
+        ({"own_listen": "9101"}, "own_listen"),
         ({"host": "192.0.2.1"}, "192.0.2.1"),
     ],
 )
@@ -129,8 +154,3 @@ async def test_bad_settings_are_told_and_exit_with_2(start, settings, word):
     assert process.ready["fatal"] is True
     assert word in process.ready["error"]
     assert await process.ended() == 2
-
-
-def test_policies_have_names():
-    with pytest.raises(ConfigError, match="least-loaded"):
-        router_policy("best", seed=1)

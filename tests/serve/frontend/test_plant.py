@@ -183,7 +183,7 @@ async def test_reported_load_counts(plant):
     busy = await plant.worker("b1")
     idle = await plant.worker("b2")
     busy.report(StepMetrics(running=60, kv_blocks_used=900, kv_blocks_total=1024))
-    await plant.until(lambda: any(link.load.metrics.running for link in links(plant)))
+    await plant.until(lambda: any(link.metrics.running for link in links(plant)))
     for _ in range(4):
         await plant.chat()
     assert (len(busy.requests), len(idle.requests)) == (0, 4)
@@ -269,6 +269,6 @@ async def test_cancelled_waiting_leaves_nothing(make_plant):
         async with asking(plant):
             await plant.until(lambda: worker.requests)
             await worker.crash()
-            workers = plant.server.handler._service.workers
-            await plant.until(lambda: workers._waiting)
-        await plant.until(lambda: not workers._waiting)
+            queue = plant.server.handler._service.plant
+            await plant.until(lambda: queue.stats().queued == 1)
+        await plant.until(lambda: queue.stats().queued == 0)

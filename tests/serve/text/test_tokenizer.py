@@ -13,7 +13,8 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from tokenmill.errors import BadRequest, ConfigError
-from tokenmill.serve.text.tokenizer import INLINE_CHARS, Tokenizer
+from tokenmill.serve.text.encoder import INLINE_CHARS
+from tokenmill.serve.text.tokenizer import Tokenizer
 
 Make = Callable[..., Path]
 Backends = dict[str, Callable[[], Backend]]
@@ -39,12 +40,11 @@ def test_byte_level_decode_undoes_encode(kinds: dict[str, Tokenizer], text: str)
 async def test_long_text_is_encoded_off_the_loop(threaded: Tokenizer) -> None:
     tokenizer = threaded
     text = "words and 日本 " * INLINE_CHARS
-    ids = await tokenizer.encode_async(text, add_special_tokens=True)
+    ids = (await tokenizer.encode_async(text, add_special_tokens=True)).ids
     assert ids == tokenizer.encode(text, add_special_tokens=True)
     assert any(thread.name.startswith("tokenize") for thread in threading.enumerate())
-    assert await tokenizer.encode_async("words", add_special_tokens=True) == ids[:1] + tokenizer.encode(
-        "words", add_special_tokens=False
-    )
+    short = await tokenizer.encode_async("words", add_special_tokens=True)
+    assert short.ids == ids[:1] + tokenizer.encode("words", add_special_tokens=False)
 
 
 async def test_cancelled_encode_leaves_the_tokenizer_usable(threaded: Tokenizer) -> None:
@@ -54,13 +54,13 @@ async def test_cancelled_encode_leaves_the_tokenizer_usable(threaded: Tokenizer)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await tokenizer.encode_async("x" * (INLINE_CHARS + 1), add_special_tokens=False)
+    assert (await tokenizer.encode_async("x" * (INLINE_CHARS + 1), add_special_tokens=False)).ids
 
 
 async def test_closed_tokenizer_has_no_threads(checkpoint: Make, make_backend: Backends) -> None:
     before = set(threading.enumerate())
     tokenizer = Tokenizer.load(checkpoint(make_backend["byte_level"]()))
-    await tokenizer.encode_async("word " * INLINE_CHARS, add_special_tokens=False)
+    await tokenizer.encode_async("日本 " * INLINE_CHARS, add_special_tokens=False)
     assert set(threading.enumerate()) - before
     tokenizer.close()
     assert not set(threading.enumerate()) - before

@@ -16,6 +16,7 @@ from tokenmill.serve.frontend.http.messages import StreamSink
 from tokenmill.serve.frontend.openai.chunks import DONE, event
 from tokenmill.serve.frontend.openai.errors import error_json, status_of
 from tokenmill.serve.frontend.openai.usage import Usage
+from tokenmill.serve.frontend.write_batch import WriteBatch
 
 PromptScores = list[TokenLogprobs | None]
 
@@ -24,6 +25,12 @@ class ChunkFormat(Protocol):
     """How an API writes its chunks; see ``openai.chunks``."""
 
     include_usage: bool
+    plain: bool
+    """``texts`` may be asked for chunks."""
+
+    def texts(self, index: int, texts: Sequence[str]) -> bytes:
+        """Return a chunk for each text that is not empty."""
+        ...
 
     def opening(self, index: int, prompt_logprobs: Sequence[TokenLogprobs | None] | None = None) -> bytes:
         """Return the first chunk of a choice, or nothing."""
@@ -82,18 +89,32 @@ class Controls(Protocol):
 
 
 class StreamedAnswer:
-    """Server-sent events of ``choices`` sequences. Until it is attached, bytes wait in ``_backlog``: what
-    comes between the first token and the next iteration of the loop."""
+    """Server-sent events of ``choices`` sequences, one a token. Until it is attached, bytes wait in
+    ``_pending``: what comes between the first token and the next iteration of the loop; after that, what
+    comes so soon after a write that it shares the next one."""
 
-    def __init__(self, chunks: ChunkFormat, choices: int, tally: Tally, controls: Controls) -> None:
+    def __init__(
+        self,
+        chunks: ChunkFormat,
+        choices: int,
+        tally: Tally,
+        controls: Controls,
+        batch: WriteBatch | None = None,
+    ) -> None:
+        self._batch = batch or WriteBatch(0.0)
+        self._epoch = -1
         self._chunks = chunks
+        self._plain = chunks.plain
         self._tally = tally
         self._controls = controls
         self._left = choices
-        self._opened = [False] * choices
+        self._unopened = set(range(choices))
         self._prompt_scores: dict[int, PromptScores] = {}
         self._sink: StreamSink | None = None
-        self._backlog: list[bytes] = []
+        self._pending: list[bytes] = []
+        self._solo = choices == 1
+        self._texts: list[str] = []
+        """Of a sole choice: what waits behind ``_pending``, not yet in chunks."""
         self._over = False
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -108,11 +129,24 @@ class StreamedAnswer:
         self._prompt_scores[index] = logprobs
 
     def output_made(
-        self, index: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
+        self,
+        index: int,
+        texts: Sequence[str],
+        tokens: Sequence[int],
+        logprobs: Sequence[TokenLogprobs] | None,
     ) -> None:
-        """Send a chunk."""
-        data = self._chunks.delta(index, text, tokens, logprobs)
-        if not self._opened[index]:
+        """Send a chunk for each token."""
+        if self._plain:
+            if self._solo and self._epoch == self._batch.epoch:
+                # What waits anyway is put into chunks when it leaves, all at once.
+                if not self._texts:
+                    self._batch.later(self)
+                self._texts += texts
+                return
+            data = self._chunks.texts(index, texts)
+        else:
+            data = self._detailed(index, texts, tokens, logprobs)
+        if self._unopened and index in self._unopened:
             data = self._opening(index) + data
         if data:
             self._write(data)
@@ -121,16 +155,15 @@ class StreamedAnswer:
         """Send the finish reason, and after the last sequence usage and end."""
         self._tally.add(index, output_tokens, cached_tokens)
         data = self._chunks.closing(index, reason)
-        if not self._opened[index]:
+        if index in self._unopened:
             data = self._opening(index) + data
         self._left -= 1
         if self._left == 0:
             if self._chunks.include_usage:
                 data += self._chunks.usage(self._tally.usage())
-            data += DONE
-        self._write(data)
-        if self._left == 0:
-            self._finish("200")
+            self._finish("200", data + DONE)
+        else:
+            self._write(data)
 
     def sequence_failed(self, _index: int, error: TokenmillError, /) -> None:
         """End with an error: as an HTTP status if nothing was sent, else as an event."""
@@ -141,19 +174,17 @@ class StreamedAnswer:
             self._started.set_exception(error)
             self._controls.ended(str(status_of(error)))
             return
-        self._write(event(error_json(error)))
-        self._finish(str(status_of(error)))
+        self._finish(str(status_of(error)), event(error_json(error)))
 
     # StreamSource --------------------------------------------------------------------------------------
 
     def attach(self, sink: StreamSink) -> None:
         """Send what waited, then each chunk as it comes."""
         self._sink = sink
-        if self._backlog:
-            sink.write(b"".join(self._backlog))
-            self._backlog.clear()
         if self._over:
-            sink.end()
+            sink.end(self._taken())
+        else:
+            self.flush()
 
     def pause(self) -> None:
         """The client reads too slowly."""
@@ -165,29 +196,73 @@ class StreamedAnswer:
 
     def gone(self) -> None:
         """The client left."""
+        self._pending.clear()
+        self._texts.clear()
         if not self._over:
             self._over = True
             self._controls.ended("499")
 
+    # Batched -------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Write what waits; nothing where it is half a character, which has no text yet."""
+        data = self._taken()
+        if data and self._sink is not None:
+            self._epoch = self._batch.wrote()
+            self._sink.write(data)
+
     # Inside --------------------------------------------------------------------------------------------
 
+    def _detailed(
+        self,
+        index: int,
+        texts: Sequence[str],
+        tokens: Sequence[int],
+        logprobs: Sequence[TokenLogprobs] | None,
+    ) -> bytes:
+        chunks = self._chunks
+        return b"".join(
+            chunks.delta(index, text, tokens[at : at + 1], logprobs and logprobs[at : at + 1])
+            for at, text in enumerate(texts)
+        )
+
     def _opening(self, index: int) -> bytes:
-        self._opened[index] = True
+        self._unopened.remove(index)
         return self._chunks.opening(index, self._prompt_scores.pop(index, None))
 
     def _write(self, data: bytes) -> None:
-        if self._sink is not None:
+        """Write, together with what comes until the epoch ends where this stream has written in it."""
+        batch = self._batch
+        if self._sink is None:
+            self._pending.append(data)
+            if not self._started.done():
+                self._started.set_result(None)
+        elif self._epoch == batch.epoch:
+            if not self._pending:
+                batch.later(self)
+            self._pending.append(data)
+        else:
+            self._epoch = batch.wrote()
             self._sink.write(data)
-            return
-        self._backlog.append(data)
-        if not self._started.done():
-            self._started.set_result(None)
 
-    def _finish(self, status: str) -> None:
+    def _taken(self) -> bytes:
+        """Return what waits, which is then sent."""
+        pending = self._pending
+        if self._texts:
+            pending.append(self._chunks.texts(0, self._texts))
+            self._texts.clear()
+        data = pending[0] if len(pending) == 1 else b"".join(pending)
+        pending.clear()
+        return data
+
+    def _finish(self, status: str, last: bytes) -> None:
+        """End with ``last``, behind what still waits."""
         self._over = True
         self._controls.ended(status)
-        if self._sink is not None:
-            self._sink.end()
+        if self._sink is None:
+            self._write(last)
+        else:
+            self._sink.end(self._taken() + last)
 
 
 @dataclass(slots=True)
@@ -231,11 +306,15 @@ class CollectedAnswer:
         self._choices[index].prompt_logprobs = logprobs
 
     def output_made(
-        self, index: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
+        self,
+        index: int,
+        texts: Sequence[str],
+        tokens: Sequence[int],
+        logprobs: Sequence[TokenLogprobs] | None,
     ) -> None:
         """Keep new output."""
         choice = self._choices[index]
-        choice.texts.append(text)
+        choice.texts.extend(texts)
         choice.tokens.extend(tokens)
         if logprobs:
             choice.logprobs.extend(logprobs)

@@ -6,12 +6,15 @@ must not know any API's fields.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import structlog
 
-from tokenmill.errors import NotFound, TokenmillError
+from tokenmill.errors import ClientError, NotFound, TokenmillError
+from tokenmill.serve.frontend.explain import EXPLAIN_PREFIX, EXPLAIN_ROUTE, ExplainApi
 from tokenmill.serve.frontend.health import HealthApi
+from tokenmill.serve.frontend.http.cors import Cors
 from tokenmill.serve.frontend.http.messages import Answer, Handler, Request, Response
 from tokenmill.serve.frontend.openai.chat import ChatApi
 from tokenmill.serve.frontend.openai.completions import CompletionApi
@@ -24,8 +27,20 @@ _log = structlog.get_logger(__name__)
 _MODEL_PREFIX = "/v1/models/"
 _MODEL_ROUTE = "/v1/models/{id}"
 _LONGEST_REQUEST_ID = 128
+_ALL_METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+_GENERATING = frozenset({"/v1/chat/completions", "/v1/completions"})
+
+_JSON_TYPES = frozenset({"", "application/json"})
+_CHARSET = re.compile(r"charset\s*=\s*\"?(?P<name>[\w.:-]+)", re.IGNORECASE)
 
 Routes = dict[str, dict[str, Handler]]
+
+
+class UnsupportedMediaType(ClientError):
+    """The body is of a kind that no route takes."""
+
+    status = 415
+    code = "unsupported_media_type"
 
 
 def routes(service: Service) -> Routes:
@@ -38,6 +53,7 @@ def routes(service: Service) -> Routes:
         _MODEL_ROUTE: {"GET": text.model},
         "/tokenize": {"POST": text.tokenize},
         "/detokenize": {"POST": text.detokenize},
+        EXPLAIN_ROUTE: {"GET": ExplainApi(service.explain)},
         "/live": {"GET": health.live},
         "/ready": {"GET": health.ready},
         "/health": {"GET": health.health},
@@ -48,18 +64,20 @@ def routes(service: Service) -> Routes:
 class App:
     """The handler that the HTTP server calls."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, cors: Cors | None = None) -> None:
         self._service = service
+        self._cors = cors
         self._routes = routes(service)
 
     async def __call__(self, request: Request) -> Answer:
         """Answer a request; errors of the tree become answers. Cancelled: so is what it was doing."""
-        request_id = self._request_id(request)
+        request_id = request.headers["x-request-id"] = self._request_id(request)
         endpoint, methods = self._find(request.path)
         try:
-            answer = await self._handle(request, methods)
+            answer = await self._handle(request, endpoint, methods)
         except TokenmillError as error:
             answer = error_response(error)
+            self._service.explain.failed(request_id, str(answer.status), error)
             if answer.status >= 500:
                 _log.warning("request failed", request_id=request_id, path=endpoint, error=error.message)
         if isinstance(answer, Response):
@@ -68,7 +86,10 @@ class App:
         else:
             self._service.metrics.request_ended(endpoint, "200")
             _log.debug("streaming", request_id=request_id, path=endpoint)
-        return replace(answer, headers=(*answer.headers, ("x-request-id", request_id)))
+        headers = (*answer.headers, ("x-request-id", request_id))
+        if self._cors is not None:
+            headers += self._cors.headers(request)
+        return replace(answer, headers=headers)
 
     def _find(self, path: str) -> tuple[str, dict[str, Handler] | None]:
         methods = self._routes.get(path)
@@ -76,30 +97,56 @@ class App:
             return path, methods
         if path.startswith(_MODEL_PREFIX) and len(path) > len(_MODEL_PREFIX):
             return _MODEL_ROUTE, self._routes[_MODEL_ROUTE]
+        if path.startswith(EXPLAIN_PREFIX) and len(path) > len(EXPLAIN_PREFIX):
+            return EXPLAIN_ROUTE, self._routes[EXPLAIN_ROUTE]
         if len(path) > 1 and path.endswith("/"):
             return self._find(path.rstrip("/") or "/")
         return "unknown", None
 
-    async def _handle(self, request: Request, methods: dict[str, Handler] | None) -> Answer:
-        if methods is None:
-            raise NotFound(f"there is no {request.path[:200]} here")
+    async def _handle(self, request: Request, endpoint: str, methods: dict[str, Handler] | None) -> Answer:
         method = request.method
+        if methods is None:
+            if method == "OPTIONS" and request.path == "*":
+                return self._options(request, _ALL_METHODS)
+            raise NotFound(f"there is no {request.path[:200]} here")
         if method == "HEAD" and "GET" in methods:
             method = "GET"
         handler = methods.get(method)
         if handler is not None:
+            if method == "POST":
+                _check_content_type(request)
+                if endpoint in _GENERATING:
+                    self._service.generator.check_room()
             return await handler(request)
         allowed = (*methods, "OPTIONS", "HEAD") if "GET" in methods else (*methods, "OPTIONS")
-        allow = (("allow", ", ".join(allowed)),)
         if method == "OPTIONS":
-            return Response(204, headers=allow)
+            return self._options(request, allowed)
         response = http_error_response(
             405, f"{request.path} takes {', '.join(methods)}, not {request.method}"
         )
-        return replace(response, headers=allow)
+        return replace(response, headers=(("allow", ", ".join(allowed)),))
+
+    def _options(self, request: Request, allowed: tuple[str, ...]) -> Response:
+        headers: tuple[tuple[str, str], ...] = (("allow", ", ".join(allowed)),)
+        if self._cors is not None:
+            headers += self._cors.preflight(request, allowed)
+        return Response(204, headers=headers)
 
     def _request_id(self, request: Request) -> str:
         asked = request.headers.get("x-request-id", "")
         if 0 < len(asked) <= _LONGEST_REQUEST_ID and asked.isascii() and asked.isprintable():
             return asked
         return self._service.new_id("req-")
+
+
+def _check_content_type(request: Request) -> None:
+    """Raise for what cannot be JSON. Clients that name no type, or the one their library names unasked
+    (text/plain, a form, octets), are judged by the body itself."""
+    kind, _, rest = request.headers.get("content-type", "").partition(";")
+    if not rest and kind in _JSON_TYPES:
+        return
+    charset = _CHARSET.search(rest)
+    if kind.strip().lower().startswith("multipart/"):
+        raise UnsupportedMediaType("the body must be JSON; send Content-Type: application/json")
+    if charset is not None and charset["name"].lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType(f"charset {charset['name']} is not supported; send UTF-8")

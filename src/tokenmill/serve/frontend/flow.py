@@ -1,19 +1,24 @@
 r"""The life of one sequence, without I/O: facts in, instructions out.
 
-Exists so that exactly-once delivery, the hand-over from prefill to decode and replay after a loss can be
-tested for every order of events. It must not know sockets, text, HTTP, clocks or how workers are chosen.
+Exists so that exactly-once delivery, the hand-over from prefill to decode and migration to another worker can
+be tested for every order of events. It must not know sockets, text, HTTP, clocks or how workers are chosen.
 
-    ROUTING --Routed--> AGGREGATED ------------------------------> ENDED
-       ^        \------> PREFILLING --Offered--> HANDING_OVER
-       |                     |                       | prefill ends or is lost
-       +---- worker lost ----+------ DECODING <------+
+    ROUTING --Routed--> AGGREGATED --------------------------------> ENDED
+       ^        \------> PREFILLING --Offered--> HANDING_OVER          ^
+       |                     |                       | prefill ends    |
+       |                     |                  TRANSFERRING           |
+       |                     |                       | decode speaks   |
+       +---- worker lost ----+---------------- DECODING ---------------+
 """
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from array import array
+from collections.abc import Sequence
 
-from tokenmill.errors import NoWorker, Overloaded, TokenmillError, WorkerLost
+import msgspec
+
+from tokenmill.errors import NoWorker, TokenmillError, WorkerLost, WorkerStalled
 from tokenmill.protocol.generate import GenerateRequest, Sampling
 from tokenmill.protocol.handoff import Handoff
 from tokenmill.protocol.ids import RequestId, Role, WorkerId
@@ -28,6 +33,8 @@ from tokenmill.serve.frontend.flow_words import (
     DeliverPrompt,
     FlowEvent,
     FlowInstruction,
+    FlowState,
+    HandedOver,
     NoWorkerFound,
     Open,
     Received,
@@ -35,41 +42,36 @@ from tokenmill.serve.frontend.flow_words import (
     Routed,
     StopHit,
     StreamLost,
+    Watch,
+)
+from tokenmill.serve.frontend.migration import (
+    Attempts,
+    Migration,
+    MigrationLimits,
+    MigrationReason,
+    NotMoved,
+    Phase,
     error_of,
+    reason_of,
 )
 
-
-class FlowState(Enum):
-    """Where a sequence is."""
-
-    ROUTING = auto()
-    """Waiting to be told which worker."""
-    AGGREGATED = auto()
-    """One worker does it all."""
-    PREFILLING = auto()
-    """The prefill worker has it; the decode worker does not know yet."""
-    HANDING_OVER = auto()
-    """Both have it."""
-    DECODING = auto()
-    """The decode worker has it."""
-    ENDED = auto()
-    """Nothing is open, nothing more will be said."""
+_USUAL_LIMITS = MigrationLimits()
 
 
 class Flow:
-    """One sequence. Mutated only through ``handle``.
+    """One sequence. Mutated only through ``handle`` and ``received``.
 
-    ``max_attempts``: how many times, the first included, a worker may be tried. Tokens that come from the
-    decode worker before the prefill worker's first one are held back; the bound is ``sampling.max_tokens``.
+    Tokens that come from the decode worker before the prefill worker's first one are held back; the bound is
+    ``sampling.max_tokens``.
     """
 
     def __init__(
         self,
         request_id: RequestId,
-        prompt: list[int],
+        prompt: Sequence[int],
         sampling: Sampling,
         *,
-        max_attempts: int = 3,
+        limits: MigrationLimits = _USUAL_LIMITS,
         priority: int = 0,
         cache_salt: str = "",
     ) -> None:
@@ -77,55 +79,71 @@ class Flow:
         self._request_id = request_id
         self._prompt = prompt
         self._sampling = sampling
-        self._max_attempts = max_attempts
+        self._attempts = Attempts(limits)
         self._priority = priority
         self._cache_salt = cache_salt
-        self._delivered: list[int] = []
+        self._delivered = array("I")  # four bytes a token, of which there may be very many
         self._cached_tokens: int | None = None
         self._prompt_delivered = False
-        self._attempt = 0
-        self._excluded: frozenset[WorkerId] = frozenset()
-        self._last_error: TokenmillError | None = None
         self._next_stream = 0
-        self._prefill: int | None = None
+        self._prefill: int | None = None  # while TRANSFERRING, what watches the prefill worker
         self._decode: int | None = None  # the aggregated stream too
         self._prefill_worker: WorkerId | None = None
         self._decode_worker: WorkerId | None = None
         self._attempt_output: list[int] = []
-        self._prefill_lost = False
+        self._decode_spoke = False
         self._held: list[Tokens | Finished] = []
 
     @property
-    def delivered_tokens(self) -> int:
-        """How many tokens were delivered."""
-        return len(self._delivered)
+    def delivered(self) -> Sequence[int]:
+        """The output tokens that were delivered."""
+        return self._delivered
 
     def begin(self) -> list[FlowInstruction]:
         """Return the first instruction."""
-        return [Route(self._excluded, may_wait=True)]
+        return [Route(self._attempts.excluded, may_wait=True)]
 
     def handle(self, event: FlowEvent) -> list[FlowInstruction]:
         """Take one fact; return what is to be done, in order. Facts about streams not open are ignored."""
         if self.state is FlowState.ENDED:
             return []
         if type(event) is Received:
-            return self._on_item(event.stream, event.item)
+            return self.received(event.stream, event.item)
         if isinstance(event, StreamLost):
             if event.stream == self._decode and self._held and type(self._held[-1]) is Finished:
                 return []  # it ended well; we have not come to its end yet
-            return self._on_lost(event.stream, event.error, dead=isinstance(event.error, WorkerLost))
+            return self._on_lost(event.stream, event.error)
         if isinstance(event, StopHit):
             return [*self._end(), self._completion(FinishReason.STOP)]
         if isinstance(event, ClientGone):
             return self._end()
         if isinstance(event, DeadlinePassed):
-            return self._abort(event.error)
+            moving = self.state is FlowState.ROUTING and self._attempts.number > 0
+            return self._abort(event.error, NotMoved.NO_WORKER if moving else None)
         if self.state is not FlowState.ROUTING:
             return []
         if isinstance(event, Routed):
             return self._on_routed(event)
         assert isinstance(event, NoWorkerFound)
-        return self._abort(self._last_error or NoWorker(event.message))
+        return self._on_no_worker(event)
+
+    def received(self, stream: int, item: Item) -> list[FlowInstruction]:
+        """``handle`` of ``Received``, without the event."""
+        if stream not in (self._decode, self._prefill):
+            return []
+        if type(item) is Tokens and self.goes_on(stream, item):
+            return [Deliver(item.tokens, item.logprobs)]
+        return self._on_item(stream, item)
+
+    def goes_on(self, stream: int, item: Tokens) -> bool:
+        """The way of nearly every token: take what simply continues the sequence, to be delivered as it is.
+
+        False: nothing was taken, ask ``received``.
+        """
+        if stream != self._decode or self._prefill is not None or item.index != len(self._delivered):
+            return False
+        self._delivered.extend(item.tokens)
+        return True
 
     def validate(self) -> None:
         """Check what must always hold; for tests."""
@@ -134,6 +152,7 @@ class Flow:
             FlowState.AGGREGATED: (False, True),
             FlowState.PREFILLING: (True, False),
             FlowState.HANDING_OVER: (True, True),
+            FlowState.TRANSFERRING: (True, True),
             FlowState.DECODING: (False, True),
             FlowState.ENDED: (False, False),
         }
@@ -144,8 +163,8 @@ class Flow:
     # Opening -----------------------------------------------------------------------------------------
 
     def _on_routed(self, event: Routed) -> list[FlowInstruction]:
-        self._attempt_output = self._delivered.copy()
-        self._prefill_lost = False
+        self._attempt_output = self._delivered.tolist()
+        self._decode_spoke = False
         self._decode_worker = event.decode_worker
         self._prefill_worker = event.prefill_worker
         stream = self._new_stream()
@@ -176,11 +195,14 @@ class Flow:
 
     def _request(self, role: Role, handoff: Handoff | None = None) -> GenerateRequest:
         # A worker may still be cleaning up after an earlier attempt, so that each has an id of its own.
-        suffix = f".{self._attempt}" if self._attempt else ""
+        suffix = f".{self._attempts.number}" if self._attempts.number else ""
+        sampling = self._sampling
+        if self._prompt_delivered and sampling.prompt_logprobs is not None:
+            sampling = msgspec.structs.replace(sampling, prompt_logprobs=None)
         return GenerateRequest(
             request_id=RequestId(self._request_id + suffix),
-            prompt=self._prompt,
-            sampling=self._sampling,
+            prompt=list(self._prompt),
+            sampling=sampling,
             output=self._attempt_output,
             role=role,
             handoff=handoff,
@@ -191,9 +213,9 @@ class Flow:
     # Items -------------------------------------------------------------------------------------------
 
     def _on_item(self, stream: int, item: Item) -> list[FlowInstruction]:
-        if stream not in (self._decode, self._prefill):
-            return []
         if type(item) is Tokens or type(item) is Finished:
+            if stream == self._decode and not self._decode_spoke and self._prefill is not None:
+                return [*self._handed_over(), *self._on_output(stream, item)]
             return self._on_output(stream, item)
         if isinstance(item, Offered):
             return self._on_offered(item) if stream == self._prefill else []
@@ -203,6 +225,15 @@ class Flow:
             self._prompt_delivered = True
             return [DeliverPrompt(item.logprobs)]
         return []
+
+    def _handed_over(self) -> list[FlowInstruction]:
+        """The decode worker speaks for the first time, while the prefill worker is still looked at."""
+        self._decode_spoke = True
+        if self.state is not FlowState.TRANSFERRING:
+            return [HandedOver()]
+        watch, self._prefill = self._prefill, None
+        self.state = FlowState.DECODING
+        return [HandedOver(watch)]
 
     def _on_output(self, stream: int, item: Tokens | Finished) -> list[FlowInstruction]:
         seen = len(self._delivered)
@@ -236,11 +267,22 @@ class Flow:
         if reason is FinishReason.HANDOFF and stream == self._prefill:
             self._cached_tokens = item.cached_tokens
             if self._decode is not None:
-                self._prefill = None
-                self.state = FlowState.DECODING
-                return self._release_held()
-            return self._on_lost(stream, WorkerLost("prefill ended without offering its cache"), dead=True)
-        return self._on_lost(stream, WorkerLost(f"the worker ended the request ({reason.value})"), dead=True)
+                return self._on_prefilled()
+            return self._on_broken(stream, "prefill ended without offering its cache")
+        return self._on_broken(stream, f"the worker ended the request ({reason.value})")
+
+    def _on_prefilled(self) -> list[FlowInstruction]:
+        if self._decode_spoke:
+            return self._decode_alone()
+        assert self._prefill_worker is not None
+        self.state = FlowState.TRANSFERRING
+        self._prefill = self._new_stream()
+        return [Watch(self._prefill, self._prefill_worker)]
+
+    def _decode_alone(self) -> list[FlowInstruction]:
+        self._prefill = None
+        self.state = FlowState.DECODING
+        return self._release_held()
 
     def _release_held(self) -> list[FlowInstruction]:
         held, self._held = self._held, []
@@ -256,45 +298,73 @@ class Flow:
     def _on_failed(self, stream: int, failed: Failed) -> list[FlowInstruction]:
         error = error_of(failed)
         if failed.retryable:
-            # Who is full will be full for a while; who is leaving is being replaced.
-            return self._on_lost(stream, error, dead=not isinstance(error, Overloaded))
+            return self._on_lost(stream, error)
         self._forget(stream)
         return self._abort(error)
 
-    def _on_lost(self, stream: int, error: TokenmillError, *, dead: bool) -> list[FlowInstruction]:
+    def _on_lost(self, stream: int, error: TokenmillError) -> list[FlowInstruction]:
         if stream not in (self._prefill, self._decode):
             return []
         lost_prefill = stream == self._prefill
         self._forget(stream)
-        if lost_prefill and self._decode is not None:
-            # The decode worker computes what it cannot fetch. If it could fetch, the first token is lost,
-            # which shows as a gap.
-            self._prefill_lost = True
-            self.state = FlowState.DECODING
-            return self._release_held()
-        worker = self._prefill_worker if lost_prefill else self._decode_worker
-        return self._replay(worker, error, may_wait=dead)
+        if not lost_prefill:
+            return self._replay(self._decode_worker, error, reason_of(error))
+        if self._decode is None or self._waits_in_vain(error):
+            return self._replay(self._prefill_worker, error, reason_of(error))
+        return self._decode_alone()
+
+    def _waits_in_vain(self, error: TokenmillError) -> bool:
+        """Whether the decode worker cannot go on without the prefill worker that was lost.
+
+        The first token comes from the prefill worker alone. The rest of the cache is missed at once where the
+        sender is dead, and computed anew; a sender that only says nothing is waited for.
+        """
+        return self._no_token_yet() or (isinstance(error, WorkerStalled) and not self._decode_spoke)
+
+    def _no_token_yet(self) -> bool:
+        return len(self._delivered) == len(self._attempt_output)
 
     def _on_gap(self, stream: int) -> list[FlowInstruction]:
-        worker = (
-            self._prefill_worker if stream == self._prefill or self._prefill_lost else self._decode_worker
-        )
-        return self._replay(worker, WorkerLost("a worker skipped tokens"), may_wait=True)
+        # Where nothing has come yet, what is missing is the prefill worker's token.
+        of_prefill = stream == self._prefill or (self._prefill_worker is not None and self._no_token_yet())
+        worker = self._prefill_worker if of_prefill else self._decode_worker
+        return self._replay(worker, WorkerLost("a worker skipped tokens"), MigrationReason.FAILED)
+
+    def _on_broken(self, stream: int, why: str) -> list[FlowInstruction]:
+        worker = self._prefill_worker if stream == self._prefill else self._decode_worker
+        self._forget(stream)
+        return self._replay(worker, WorkerLost(why), MigrationReason.FAILED)
 
     def _replay(
-        self, worker: WorkerId | None, error: TokenmillError, *, may_wait: bool
+        self, worker: WorkerId | None, error: TokenmillError, reason: MigrationReason
     ) -> list[FlowInstruction]:
-        self._last_error = error
-        self._attempt += 1
+        """Leave ``worker`` and go on elsewhere with what was delivered, if that may be."""
+        assert worker is not None
         if len(self._delivered) >= self._sampling.max_tokens:
             return [*self._end(), self._completion(FinishReason.LENGTH)]
-        if self._attempt >= self._max_attempts:
-            return self._abort(error)
-        if worker is not None:
-            self._excluded |= {worker}
+        moved = Migration(
+            reason=reason,
+            phase=Phase.PREFILL if self._no_token_yet() else Phase.DECODE,
+            worker=worker,
+            replayed_tokens=len(self._prompt) + len(self._delivered),
+            message=error.message,
+        )
+        refusal = self._attempts.leave(moved, error)
+        if refusal is not None:
+            return self._abort(refusal.error, refusal.why)
         instructions = self._end()
         self.state = FlowState.ROUTING
-        return [*instructions, Route(self._excluded, may_wait)]
+        # Who is full will be full for a while; who is leaving or lost is being replaced.
+        may_wait = reason is not MigrationReason.REFUSED
+        return [*instructions, Route(self._attempts.excluded, may_wait, moved)]
+
+    def _on_no_worker(self, event: NoWorkerFound) -> list[FlowInstruction]:
+        if self._attempts.number == 0:
+            return self._abort(NoWorker(event.message))
+        if self._attempts.readmit():
+            return [Route(self._attempts.excluded, may_wait=True)]
+        refusal = self._attempts.nobody()
+        return self._abort(refusal.error, refusal.why)
 
     def _forget(self, stream: int) -> None:
         if stream == self._prefill:
@@ -305,8 +375,8 @@ class Flow:
     def _completion(self, reason: FinishReason) -> Complete:
         return Complete(reason, len(self._delivered), self._cached_tokens or 0)
 
-    def _abort(self, error: TokenmillError) -> list[FlowInstruction]:
-        return [*self._end(), Abort(error)]
+    def _abort(self, error: TokenmillError, not_moved: NotMoved | None = None) -> list[FlowInstruction]:
+        return [*self._end(), Abort(error, not_moved)]
 
     def _end(self) -> list[FlowInstruction]:
         cancels: list[FlowInstruction] = [

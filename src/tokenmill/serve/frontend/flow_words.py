@@ -6,14 +6,37 @@ do. It must not know how either is done.
 
 from __future__ import annotations
 
+from enum import Enum, auto
+
 import msgspec
 
-from tokenmill.errors import BadRequest, Overloaded, TokenmillError, WorkerFailed
+from tokenmill.errors import TokenmillError
 from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.ids import WorkerId
-from tokenmill.protocol.items import Failed, FinishReason, Item, TokenLogprobs
+from tokenmill.protocol.items import FinishReason, Item, TokenLogprobs
+from tokenmill.serve.frontend.migration import Migration, NotMoved
 
-_RETRY_AFTER_S = 1.0
+# States ------------------------------------------------------------------------------------------
+
+
+class FlowState(Enum):
+    """Where a sequence is."""
+
+    ROUTING = auto()
+    """Waiting to be told which worker."""
+    AGGREGATED = auto()
+    """One worker does it all."""
+    PREFILLING = auto()
+    """The prefill worker has it; the decode worker does not know yet."""
+    HANDING_OVER = auto()
+    """Both have it."""
+    TRANSFERRING = auto()
+    """The prefill worker has done its part; the decode worker may still be fetching the cache."""
+    DECODING = auto()
+    """The decode worker has it."""
+    ENDED = auto()
+    """Nothing is open, nothing more will be said."""
+
 
 # Events ------------------------------------------------------------------------------------------
 
@@ -67,10 +90,11 @@ FlowEvent = Routed | NoWorkerFound | Received | StreamLost | StopHit | ClientGon
 
 class Route(msgspec.Struct, frozen=True):
     """Choose workers, none of ``excluded``, and answer with ``Routed`` or ``NoWorkerFound``. ``may_wait``:
-    a worker may be waited for."""
+    a worker may be waited for. ``moved``: what the sequence left, if this is not the first time."""
 
     excluded: frozenset[WorkerId]
     may_wait: bool
+    moved: Migration | None = None
 
 
 class Open(msgspec.Struct, frozen=True):
@@ -85,6 +109,19 @@ class Cancel(msgspec.Struct, frozen=True):
     """Nothing more is wanted on this stream."""
 
     stream: int
+
+
+class Watch(msgspec.Struct, frozen=True):
+    """Tell, as ``StreamLost`` of ``stream``, when ``worker`` is lost. Nothing is opened there."""
+
+    stream: int
+    worker: WorkerId
+
+
+class HandedOver(msgspec.Struct, frozen=True):
+    """The decode worker speaks: it has the cache, or has made its own. ``watch``: need not be watched now."""
+
+    watch: int | None = None
 
 
 class DeliverPrompt(msgspec.Struct, frozen=True):
@@ -111,27 +148,10 @@ class Complete(msgspec.Struct, frozen=True):
 
 
 class Abort(msgspec.Struct, frozen=True):
-    """The end, a bad one."""
+    """The end, a bad one. ``not_moved``: why it is not continued elsewhere, where it might have been."""
 
     error: TokenmillError
+    not_moved: NotMoved | None = None
 
 
-FlowInstruction = Route | Open | Cancel | DeliverPrompt | Deliver | Complete | Abort
-
-
-class WorkerRefused(WorkerFailed):
-    """A worker's ``Failed`` passed on: its own status and code."""
-
-    def __init__(self, failed: Failed) -> None:
-        super().__init__(failed.message)
-        self.own_code = failed.code
-        self.own_status = failed.status
-
-
-def error_of(failed: Failed) -> TokenmillError:
-    """Return the error that a client should see for a worker's ``Failed``."""
-    if failed.status == Overloaded.status:
-        return Overloaded(failed.message, retry_after_s=_RETRY_AFTER_S)
-    if failed.status == BadRequest.status:
-        return BadRequest(failed.message)
-    return WorkerRefused(failed)
+FlowInstruction = Route | Open | Watch | HandedOver | Cancel | DeliverPrompt | Deliver | Complete | Abort

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import structlog
+
 from tokenmill.decide.router.types import Decision, RouteRequest
 from tokenmill.errors import TokenmillError, WorkerFailed
+from tokenmill.protocol.block_hashes import pack_tokens
 from tokenmill.protocol.generate import GenerateRequest, Sampling
-from tokenmill.protocol.ids import RequestId, WorkerId
-from tokenmill.protocol.items import FinishReason, Item, TokenLogprobs
+from tokenmill.protocol.ids import RequestId, Role, WorkerId
+from tokenmill.protocol.items import FinishReason, Item, TokenLogprobs, Tokens
 from tokenmill.serve.frontend.flow import Flow
 from tokenmill.serve.frontend.flow_words import (
     Abort,
@@ -28,6 +31,7 @@ from tokenmill.serve.frontend.flow_words import (
     DeliverPrompt,
     FlowEvent,
     FlowInstruction,
+    HandedOver,
     NoWorkerFound,
     Open,
     Received,
@@ -35,25 +39,37 @@ from tokenmill.serve.frontend.flow_words import (
     Routed,
     StopHit,
     StreamLost,
+    Watch,
 )
-from tokenmill.serve.frontend.plant import OpenedStream, Plant, Waiter
+from tokenmill.serve.frontend.migration import MigrationLimits
+from tokenmill.serve.frontend.plant import OpenedStream, Outcome, Plant, Waiter
+from tokenmill.serve.frontend.timeline import SequenceTimeline
 from tokenmill.serve.text.detokenizer import Detokenizer
 from tokenmill.serve.text.stop import StopStrings
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceSpec:
-    """One sequence that a client wants. ``keep_output`` False: only the prompt is of interest."""
+    """One sequence that a client wants. ``prompt``: best as ``block_hashes.token_array``, since it is kept for as
+    long as the sequence runs. ``keep_output`` False: only the prompt is of interest."""
 
     request_id: RequestId
-    prompt: list[int]
+    prompt: Sequence[int]
     sampling: Sampling
     stops: tuple[str, ...] = ()
     include_stop: bool = False
     priority: int = 0
     cache_salt: str = ""
-    max_attempts: int = 3
     keep_output: bool = True
+    tenant: str = ""
+    session: str = ""
+    deadline_at: float | None = None
+    """When nobody wants the answer any more, on the frontend's clock."""
+    group: str = ""
+    """Shared by the sequences of one request where there are several; ``choice`` numbers them."""
+    choice: int = 0
 
 
 class SequenceListener(Protocol):
@@ -64,9 +80,14 @@ class SequenceListener(Protocol):
         ...
 
     def output_made(
-        self, index: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
+        self,
+        index: int,
+        texts: Sequence[str],
+        tokens: Sequence[int],
+        logprobs: Sequence[TokenLogprobs] | None,
     ) -> None:
-        """New tokens, and the text that is certain by now (either may be empty)."""
+        """New tokens, and for each the text that is certain with it (may be empty). At the end a text may
+        come without a token."""
         ...
 
     def sequence_finished(self, index: int, reason: str, output_tokens: int, cached_tokens: int) -> None:
@@ -78,11 +99,20 @@ class SequenceListener(Protocol):
         ...
 
 
-class TokenTimes(Protocol):
-    """Who notes when tokens came."""
+class SequenceTimes(Protocol):
+    """Who notes when things happen to a sequence."""
+
+    @property
+    def timeline(self) -> SequenceTimeline:
+        """Where changes of state are noted."""
+        ...
 
     def tokens_came(self) -> None:
         """A sequence got tokens now."""
+        ...
+
+    def attempt_began(self) -> None:
+        """The next tokens are the first ones of new workers."""
         ...
 
 
@@ -96,7 +126,8 @@ class RunningSequence:
         plant: Plant,
         detokenizer: Detokenizer,
         listener: SequenceListener,
-        times: TokenTimes,
+        times: SequenceTimes,
+        limits: MigrationLimits,
     ) -> None:
         self._index = index
         self._spec = spec
@@ -105,19 +136,23 @@ class RunningSequence:
         self._stops = StopStrings(spec.stops, include_in_output=spec.include_stop) if spec.stops else None
         self._listener = listener
         self._times = times
+        self._timeline = times.timeline
         self._flow = Flow(
             spec.request_id,
             spec.prompt,
             spec.sampling,
-            max_attempts=spec.max_attempts,
+            limits=limits,
             priority=spec.priority,
             cache_salt=spec.cache_salt,
         )
         self._streams: dict[int, OpenedStream] = {}
         self._waiter: Waiter | None = None
+        self._cached_tokens = 0  # where the prefill is done, as the decision has it
+        self._began = False
         self._paused = False
         self._output_tokens = 0
         self._busy = False
+        self._plain = False  # tokens go straight to the listener
         # What happens while an event is being handled; a handful, since each comes from an instruction.
         self._pending: deque[FlowEvent] = deque()
 
@@ -130,6 +165,8 @@ class RunningSequence:
         """Nobody wants it any more. The listener hears no end."""
         self._handle(ClientGone())
         self._stop_waiting()
+        self._timeline.cancelled(self._output_tokens)
+        self._over()
 
     def expire(self, error: TokenmillError) -> None:
         """It took too long: end with ``error``."""
@@ -165,15 +202,50 @@ class RunningSequence:
             self._busy = False
 
     def _on_item(self, stream: int, item: Item) -> None:
-        self._handle(Received(stream, item))
+        if type(item) is Tokens and self._plain and self._flow.goes_on(stream, item):
+            # The way of nearly every token: no event, no instruction, nothing that could need the queue.
+            tokens = item.tokens
+            self._times.tokens_came()
+            self._output_tokens += len(tokens)
+            self._listener.output_made(
+                self._index, self._detokenizer.push_each(tokens), tokens, item.logprobs
+            )
+            return
+        if self._busy:
+            self._pending.append(Received(stream, item))
+            return
+        self._busy = True
+        try:
+            for instruction in self._flow.received(stream, item):
+                self._carry_out(instruction)
+            while self._pending:
+                for instruction in self._flow.handle(self._pending.popleft()):
+                    self._carry_out(instruction)
+        finally:
+            self._busy = False
 
     def _on_end(self, stream: int, error: TokenmillError | None) -> None:
         self._streams.pop(stream, None)
         self._handle(StreamLost(stream, error or WorkerFailed("the worker ended the stream too early")))
 
-    def _on_decision(self, decision: Decision | None) -> None:
+    def _on_decision(self, outcome: Outcome) -> None:
         self._waiter = None
-        self._handle(_routed(decision))
+        if isinstance(outcome, TokenmillError):
+            self._timeline.routed(None)
+            self._handle(DeadlinePassed(outcome))
+        else:
+            self._decided(outcome)
+
+    def _decided(self, decision: Decision | None) -> None:
+        self._timeline.routed(decision)
+        if decision is None:
+            self._handle(NoWorkerFound())
+            return
+        self._cached_tokens = decision.cached_tokens
+        self._handle(Routed(decision.decode_worker, decision.prefill_worker))
+
+    def _over(self) -> None:
+        self._plant.over(self._spec.request_id, len(self._flow.delivered))
 
     def _stop_waiting(self) -> None:
         if self._waiter is not None:
@@ -195,35 +267,77 @@ class RunningSequence:
             self._complete(instruction)
         elif isinstance(instruction, Route):
             self._route(instruction)
+        elif isinstance(instruction, Watch):
+            self._watch(instruction.stream, instruction.worker)
+        elif isinstance(instruction, HandedOver):
+            self._handed_over(instruction.watch)
         elif isinstance(instruction, Abort):
+            self._timeline.failed(instruction.error, instruction.not_moved, self._output_tokens)
+            self._over()
             self._listener.sequence_failed(self._index, instruction.error)
         elif isinstance(instruction, DeliverPrompt):
             self._listener.prompt_scored(self._index, instruction.logprobs)
 
     def _route(self, route: Route) -> None:
         spec = self._spec
+        moved = route.moved
+        if moved is not None:
+            _log.info(
+                "request moves", request_id=spec.request_id, worker=moved.worker, reason=moved.reason.value,
+                phase=moved.phase.value, error=moved.message,
+            )  # fmt: skip
+        self._timeline.asked(len(self._flow.delivered), moved)
         wanted = RouteRequest(
             request_id=spec.request_id,
-            prompt=spec.prompt,
-            output_tokens=spec.sampling.max_tokens - self._flow.delivered_tokens,
+            packed=pack_tokens(spec.prompt) + pack_tokens(self._flow.delivered),
+            output_tokens=spec.sampling.max_tokens - len(self._flow.delivered),
             cache_salt=spec.cache_salt,
+            session=spec.session,
+            tenant=spec.tenant,
+            priority=spec.priority,
+            deadline_at=spec.deadline_at,
+            group=spec.group,
+            choice=spec.choice,
+            replay=moved is not None or bool(route.excluded),
         )
         decision = self._plant.decide(wanted, route.excluded)
         if decision is None and route.may_wait:
+            self._timeline.queued()
             self._waiter = self._plant.wait(wanted, route.excluded, self._on_decision)
         else:
-            self._handle(_routed(decision))
+            self._decided(decision)
 
     def _open(self, stream: int, worker: WorkerId, request: GenerateRequest) -> None:
         opened = self._plant.open(
-            worker, request, partial(self._on_item, stream), partial(self._on_end, stream)
+            worker,
+            request,
+            partial(self._on_item, stream),
+            partial(self._on_end, stream),
+            cached_tokens=self._cached_tokens,
         )
+        self._timeline.opened(request.role)
+        if request.role is not Role.DECODE:
+            self._times.attempt_began()
+            self._began = self._plain = False
         self._streams[stream] = opened
         if self._paused:
             opened.pause()
 
+    def _watch(self, stream: int, worker: WorkerId) -> None:
+        self._streams[stream] = self._plant.watch(worker, partial(self._on_end, stream))
+
+    def _handed_over(self, watch: int | None) -> None:
+        self._timeline.handed_over()
+        watched = self._streams.pop(watch, None) if watch is not None else None
+        if watched is not None:
+            watched.cancel()
+
     def _deliver(self, new: Deliver) -> None:
         self._times.tokens_came()
+        if not self._began:
+            self._began = True
+            self._plant.began(self._spec.request_id)
+            self._plain = self._stops is None and self._spec.keep_output
         if not self._spec.keep_output:
             return
         tokens, logprobs = new.tokens, new.logprobs
@@ -232,7 +346,7 @@ class RunningSequence:
             tokens = tokens[: -new.hidden]
             logprobs = logprobs and logprobs[: -new.hidden]
         if self._stops is None:
-            self._listener.output_made(self._index, self._detokenizer.push(tokens), tokens, logprobs)
+            self._listener.output_made(self._index, self._detokenizer.push_each(tokens), tokens, logprobs)
         else:
             self._deliver_until_stop(tokens, logprobs, self._stops, new.hidden)
 
@@ -255,13 +369,15 @@ class RunningSequence:
                 self._output_tokens -= len(tokens) - shown + hidden
                 self._handle(StopHit())
                 break
-        self._listener.output_made(self._index, "".join(texts), tokens[:shown], logprobs and logprobs[:shown])
+        self._listener.output_made(self._index, texts, tokens[:shown], logprobs and logprobs[:shown])
 
     def _complete(self, end: Complete) -> None:
         rest = self._last_text() if self._spec.keep_output and not self._stopped() else ""
         if rest:
-            self._listener.output_made(self._index, rest, (), None)
+            self._listener.output_made(self._index, (rest,), (), None)
         reason = "length" if end.reason is FinishReason.LENGTH and not self._stopped() else "stop"
+        self._timeline.finished(reason, self._output_tokens, end.cached_tokens)
+        self._over()
         self._listener.sequence_finished(self._index, reason, self._output_tokens, end.cached_tokens)
 
     def _last_text(self) -> str:
@@ -273,9 +389,3 @@ class RunningSequence:
 
     def _stopped(self) -> bool:
         return self._stops is not None and self._stops.hit is not None
-
-
-def _routed(decision: Decision | None) -> FlowEvent:
-    if decision is None:
-        return NoWorkerFound()
-    return Routed(decision.decode_worker, decision.prefill_worker)

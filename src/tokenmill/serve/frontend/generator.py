@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from tokenmill.clock import Clock
-from tokenmill.errors import DeadlineExceeded
+from tokenmill.errors import DeadlineExceeded, ServiceError
 from tokenmill.serve.frontend.answers import (
     ChunkFormat,
     Collected,
@@ -16,15 +16,31 @@ from tokenmill.serve.frontend.answers import (
     StreamedAnswer,
     Tally,
 )
+from tokenmill.serve.frontend.flow_metrics import FlowMetrics
 from tokenmill.serve.frontend.generation import RunningSequence, SequenceListener, SequenceSpec
 from tokenmill.serve.frontend.metrics import FrontendMetrics
+from tokenmill.serve.frontend.migration import MigrationLimits
 from tokenmill.serve.frontend.plant import Plant
+from tokenmill.serve.frontend.timeline import RequestTimeline, SequenceTimeline
+from tokenmill.serve.frontend.write_batch import WriteBatch
 from tokenmill.serve.text.detokenizer import Detokenizer
 from tokenmill.serve.text.tokenizer import Tokenizer
 
 
+class TooManyStreams(ServiceError):
+    """As many requests are being generated as this frontend may hold."""
+
+    code = "too_many_streams"
+
+
+_QUEUE_FIRST_S = 0.05
+
+WRITE_INTERVAL_S = 0.002
+"""The least time between two writes of a stream: far below what a reader or a program notices."""
+
+
 class Generator:
-    """Makes answers of sequences."""
+    """Makes answers of sequences, of at most ``max_streams`` requests at once."""
 
     def __init__(
         self,
@@ -34,12 +50,27 @@ class Generator:
         clock: Clock,
         *,
         request_timeout_s: float,
+        max_streams: int,
+        migration: MigrationLimits,
+        flow_metrics: FlowMetrics,
+        write_interval_s: float = WRITE_INTERVAL_S,
     ) -> None:
+        self._max_streams = max_streams
         self._plant = plant
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._clock = clock
         self._request_timeout_s = request_timeout_s
+        self._migration = migration
+        self._flow_metrics = flow_metrics
+        self._batch = WriteBatch(write_interval_s)
+
+    def check_room(self) -> None:
+        """Raise TooManyStreams where one more request is one too many; cheap, to be asked first."""
+        if self._metrics.in_flight >= self._max_streams:
+            raise TooManyStreams(
+                f"{self._max_streams} requests are being generated (max_streams); try again later"
+            )
 
     async def stream(
         self,
@@ -48,14 +79,15 @@ class Generator:
         chunks: ChunkFormat,
         tally: Tally,
         *,
+        timeline: RequestTimeline,
         skip_special_tokens: bool,
     ) -> StreamedAnswer:
         """Return the stream once its first bytes are there. Raises what goes wrong before that.
 
         Cancelled: the sequences are cancelled at their workers.
         """
-        running = RunningRequest(self._metrics, self._clock, endpoint, tally)
-        answer = StreamedAnswer(chunks, len(specs), tally, running)
+        running = RunningRequest(self._metrics, self._clock, endpoint, tally, timeline)
+        answer = StreamedAnswer(chunks, len(specs), tally, running, self._batch)
         self._start(running, specs, answer, skip_special_tokens=skip_special_tokens)
         try:
             await answer.started()
@@ -65,10 +97,16 @@ class Generator:
         return answer
 
     async def collect(
-        self, endpoint: str, specs: list[SequenceSpec], tally: Tally, *, skip_special_tokens: bool
+        self,
+        endpoint: str,
+        specs: list[SequenceSpec],
+        tally: Tally,
+        *,
+        timeline: RequestTimeline,
+        skip_special_tokens: bool,
     ) -> list[Collected]:
         """Return all choices. Raises what goes wrong. Cancelled: so are the sequences, at their workers."""
-        running = RunningRequest(self._metrics, self._clock, endpoint, tally)
+        running = RunningRequest(self._metrics, self._clock, endpoint, tally, timeline)
         answer = CollectedAnswer(len(specs), tally, running.ended)
         self._start(running, specs, answer, skip_special_tokens=skip_special_tokens)
         return await answer.result()
@@ -81,6 +119,7 @@ class Generator:
         *,
         skip_special_tokens: bool,
     ) -> None:
+        self.check_room()
         running.begin(
             [
                 RunningSequence(
@@ -89,27 +128,49 @@ class Generator:
                     self._plant,
                     Detokenizer(self._tokenizer, skip_special_tokens=skip_special_tokens, prefix=spec.prompt),
                     listener,
-                    SequenceTimes(running),
+                    running.times(len(spec.prompt), self._flow_metrics),
+                    self._migration,
                 )
                 for index, spec in enumerate(specs)
             ],
-            self._request_timeout_s,
+            self._timeout_s(specs[0].deadline_at),
         )
+
+    def _timeout_s(self, deadline_at: float | None) -> float:
+        """How long a request may take; while it is in the queue, that one is to say what it waited for."""
+        if deadline_at is None:
+            return self._request_timeout_s
+        left_s = max(0.0, deadline_at - self._clock.now())
+        return min(self._request_timeout_s, left_s + _QUEUE_FIRST_S)
 
 
 class RunningRequest:
     """``answers.Controls`` of one request, and its clock."""
 
-    def __init__(self, metrics: FrontendMetrics, clock: Clock, endpoint: str, tally: Tally) -> None:
+    def __init__(
+        self,
+        metrics: FrontendMetrics,
+        clock: Clock,
+        endpoint: str,
+        tally: Tally,
+        timeline: RequestTimeline,
+    ) -> None:
         self.metrics = metrics
         self.now = clock.now
         self._endpoint = endpoint
         self._tally = tally
+        self._timeline = timeline
         self._sequences: list[RunningSequence] = []
         self._began_at = clock.now()
         self._first_token = True
         self._over = False
         self._timer: asyncio.TimerHandle | None = None
+
+    def times(self, prompt_tokens: int, stages: FlowMetrics) -> SequenceTimes:
+        """Return who notes the times of a further sequence."""
+        timeline = SequenceTimeline(prompt_tokens, self.now, stages)
+        self._timeline.sequences.append(timeline)
+        return SequenceTimes(self, timeline)
 
     def begin(self, sequences: list[RunningSequence], timeout_s: float) -> None:
         """Start all sequences; they expire after ``timeout_s``."""
@@ -160,24 +221,42 @@ class RunningRequest:
         metrics.prompt_tokens += tally.prompt_tokens
         metrics.cached_tokens += tally.cached_tokens
         metrics.output_tokens += tally.output_tokens
-        metrics.e2e.observe(self.now() - self._began_at)
+        now = self.now()
+        metrics.e2e.observe(now - self._began_at)
+        self._timeline.ended(now, status)
 
 
 class SequenceTimes:
-    """Notes when one sequence's tokens came."""
+    """Notes when things happen to one sequence."""
 
-    __slots__ = ("_last_at", "_request")
+    __slots__ = ("_first", "_itl", "_last_at", "_now", "_request", "timeline")
 
-    def __init__(self, request: RunningRequest) -> None:
+    def __init__(self, request: RunningRequest, timeline: SequenceTimeline) -> None:
+        self.timeline = timeline
         self._request = request
+        self._now = request.now
+        self._itl = request.metrics.itl.observe
         self._last_at: float | None = None
+        self._first = True
+
+    def attempt_began(self) -> None:
+        """The next tokens are the first ones of new workers."""
+        self._first = True
 
     def tokens_came(self) -> None:
         """Tokens came now."""
-        request = self._request
-        now = request.now()
-        if self._last_at is None:
-            request.first_token(now)
+        now = self._now()
+        last_at, self._last_at = self._last_at, now
+        if self._first or last_at is None:
+            self._first_came(now, last_at)
         else:
-            request.metrics.itl.observe(now - self._last_at)
-        self._last_at = now
+            self._itl(now - last_at)
+
+    def _first_came(self, now: float, last_at: float | None) -> None:
+        """The first tokens of new workers, and perhaps of the sequence."""
+        self._first = False
+        self.timeline.first_token(now)
+        if last_at is None:
+            self._request.first_token(now)
+        else:
+            self._itl(now - last_at)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import msgspec
 
 from tokenmill import __version__
+from tokenmill.serve.frontend.admission_metrics import admission_health
 from tokenmill.serve.frontend.http.messages import Answer, Request, Response
+from tokenmill.serve.frontend.peer_link import PeerLink
 from tokenmill.serve.frontend.service import Service
 from tokenmill.serve.frontend.worker_link import WorkerLink
 
@@ -44,6 +46,10 @@ class HealthApi:
             "model": service.model_name,
             "version": __version__,
             "in_flight": service.metrics.in_flight,
+            "frontend": service.frontend_id,
+            "frontends": [_peer(link) for link in service.peers.links()] if service.peers else [],
+            "router": msgspec.structs.asdict(service.workers.router.stats()),
+            "admission": admission_health(service.plant),
             "workers": service.workers.count(),
             "worker_list": [_worker(link) for link in service.workers.links()],
         }
@@ -56,8 +62,19 @@ class HealthApi:
         )
 
 
+def _peer(link: PeerLink) -> dict[str, object]:
+    card = link.card
+    return {
+        "id": card.frontend_id,
+        "connected": link.connected,
+        "url": card.url,
+        "host": card.host,
+        "pid": card.pid,
+    }
+
+
 def _worker(link: WorkerLink) -> dict[str, object]:
-    card, metrics = link.card, link.load.metrics
+    card, metrics = link.card, link.metrics
     return {
         "id": card.worker_id,
         "role": card.role.value,
@@ -66,7 +83,7 @@ def _worker(link: WorkerLink) -> dict[str, object]:
         "engine": card.engine,
         "address": card.address,
         "pid": card.pid,
-        "streams": link.load.open_streams,
+        "streams": link.open_streams,
         **msgspec.structs.asdict(metrics),
         "kv_blocks_total": metrics.kv_blocks_total or card.kv_blocks,
     }

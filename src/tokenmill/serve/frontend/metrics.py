@@ -62,6 +62,10 @@ class FrontendMetrics(Collector):
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
+    def add(self, collector: Collector) -> None:
+        """Show what ``collector`` gives, too."""
+        self._registry.register(collector)
+
     def request_ended(self, endpoint: str, status: str) -> None:
         """Count an answer by endpoint and HTTP status; a stream counts when it begins."""
         self.requests[endpoint, status] += 1
@@ -115,6 +119,6 @@ class FrontendMetrics(Collector):
         for link in self._links():
             values = (link.card.worker_id, link.card.role.value, link.state)
             for name, gauge in gauges.items():
-                amount = link.load.open_streams if name == "streams" else getattr(link.load.metrics, name)
+                amount = link.open_streams if name == "streams" else getattr(link.metrics, name)
                 gauge.add_metric(values, amount)
         return gauges.values()

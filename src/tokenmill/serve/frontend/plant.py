@@ -12,8 +12,11 @@ from typing import Protocol
 from tokenmill.decide.router.types import Decision, RouteRequest
 from tokenmill.errors import TokenmillError
 from tokenmill.protocol.generate import GenerateRequest
-from tokenmill.protocol.ids import WorkerId
+from tokenmill.protocol.ids import RequestId, WorkerId
 from tokenmill.protocol.items import Item
+
+Outcome = Decision | TokenmillError | None
+"""What waiting comes to: who serves, why nobody does, or None where there is nobody."""
 
 
 class OpenedStream(Protocol):
@@ -51,9 +54,17 @@ class Plant(Protocol):
         self,
         request: RouteRequest,
         excluded: AbstractSet[WorkerId],
-        on_decision: Callable[[Decision | None], None],
+        on_decision: Callable[[Outcome], None],
     ) -> Waiter:
-        """Call ``on_decision`` once somebody can, or with None when waiting is over."""
+        """Call ``on_decision`` once somebody can, or when waiting is over."""
+        ...
+
+    def began(self, request_id: RequestId) -> None:
+        """A sequence's first token came."""
+        ...
+
+    def over(self, request_id: RequestId, output_tokens: int) -> None:
+        """A sequence has come to its end, good or bad, with so many tokens; may be told twice."""
         ...
 
     def open(
@@ -62,6 +73,15 @@ class Plant(Protocol):
         request: GenerateRequest,
         on_item: Callable[[Item], None],
         on_end: Callable[[TokenmillError | None], None],
+        *,
+        cached_tokens: int = 0,
     ) -> OpenedStream:
-        """Open a stream. ``on_end`` is called exactly once unless it is cancelled."""
+        """Open a stream. ``on_end`` is called exactly once unless it is cancelled.
+
+        ``cached_tokens``: tokens of the prompt that the worker need not compute, as the decision has it.
+        """
+        ...
+
+    def watch(self, worker: WorkerId, on_end: Callable[[TokenmillError | None], None]) -> OpenedStream:
+        """Call ``on_end`` once, with the reason, when ``worker`` is lost. Nothing is opened there."""
         ...

@@ -11,9 +11,13 @@ from dataclasses import dataclass, field
 
 from tokenmill.clock import Clock
 from tokenmill.errors import NotFound
+from tokenmill.protocol.frontends import FrontendId
+from tokenmill.serve.frontend.admission import AdmittingPlant
+from tokenmill.serve.frontend.explain import ExplainStore
 from tokenmill.serve.frontend.generator import Generator
 from tokenmill.serve.frontend.metrics import FrontendMetrics
 from tokenmill.serve.frontend.openai.sampling import LengthLimits, seed_of
+from tokenmill.serve.frontend.peers import Peers
 from tokenmill.serve.frontend.workers import WorkerSet
 from tokenmill.serve.text.template import ChatTemplate
 from tokenmill.serve.text.tokenizer import Tokenizer
@@ -36,10 +40,15 @@ class Service:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     workers: WorkerSet
+    plant: AdmittingPlant
     metrics: FrontendMetrics
     generator: Generator
     randomness: random.Random
     created_s: int
+    frontend_id: FrontendId
+    explain: ExplainStore
+    peers: Peers | None = None
+    """The factory's other frontends; None where this one keeps to itself."""
     _process: str = field(init=False)
     _numbers: itertools.count[int] = field(init=False)
 

@@ -1,26 +1,31 @@
-"""One worker as this frontend sees it: its card, its connection, its load.
+"""One worker as this frontend sees it: its card, its connection, what the router is told of it.
 
-Exists so that connecting, reconnecting and counting what was sent stand in one place for each worker. It must
-not know how workers are chosen or what a request means.
+Exists so that connecting, reconnecting and telling the router stand in one place for each worker. It must not
+know how workers are chosen or what a request means.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import structlog
 
 from tokenmill.clock import Clock
-from tokenmill.decide.router.load import WorkerLoad
-from tokenmill.decide.router.types import Candidate
-from tokenmill.errors import TokenmillError, WorkerLost
+from tokenmill.decide.router.router import Router
+from tokenmill.errors import TokenmillError, WorkerLost, WorkerStalled
 from tokenmill.protocol.calls import Call, Generate, Subscribe
 from tokenmill.protocol.card import WorkerCard, WorkerState
 from tokenmill.protocol.generate import GenerateRequest
-from tokenmill.protocol.ids import RequestId, Role, WorkerId
+from tokenmill.protocol.ids import RequestId, Role
 from tokenmill.protocol.items import Item, Load
-from tokenmill.serve.fabric.streams import ClientStream, StreamConnection
+from tokenmill.protocol.metrics import StepMetrics
+from tokenmill.serve.fabric.limits import StreamLimits
+from tokenmill.serve.fabric.streams import StreamConnection
+from tokenmill.serve.frontend.kv_feed import KvFeed
+from tokenmill.serve.frontend.linked_stream import LinkedStream, LossWatch, OnEnd, OnItem
+from tokenmill.serve.frontend.stall import StallLimits, StepWatch
 
 _log = structlog.get_logger(__name__)
 
@@ -28,22 +33,45 @@ _FIRST_BACKOFF_S = 0.05
 _LONGEST_BACKOFF_S = 2.0
 _CONNECT_TIMEOUT_S = 5.0
 
-OnItem = Callable[[Item], None]
-OnEnd = Callable[[TokenmillError | None], None]
+
+class LinkOwner(Protocol):
+    """Who is told of changes; from inside the connection's callbacks, so that it must not block."""
+
+    def usable_changed(self) -> None:
+        """A worker became usable or ceased to be."""
+        ...
+
+    def load_changed(self) -> None:
+        """A worker told its load, or a stream to it is over."""
+        ...
+
+    def routed(self) -> None:
+        """The router was told of a stream that began or ended."""
+        ...
 
 
 class WorkerLink:
-    """``on_change`` is called when the worker becomes usable or ceases to be."""
+    """The router knows the worker exactly as long as it is usable."""
 
-    def __init__(self, card: WorkerCard, clock: Clock, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, card: WorkerCard, router: Router, clock: Clock, owner: LinkOwner, stall: StallLimits
+    ) -> None:
         self.card = card
-        self.load = WorkerLoad()
-        self.candidate = Candidate(card, self.load)
+        self.metrics = StepMetrics(kv_blocks_total=card.kv_blocks)
+        """What the worker last told; nothing it is busy with where it is lost."""
+        self.open_streams = 0
+        """Streams of this frontend that are open to the worker."""
         self.draining = False
         self.retired = False
         """Its card is gone: nothing new goes there, and when what it has is done the link ends."""
+        self.kv = KvFeed(card.worker_id, router, clock)
+        self._router = router
         self._clock = clock
-        self._on_change = on_change
+        self._owner = owner
+        self._limits = StreamLimits(silence_s=stall.silence_s)
+        self._steps = StepWatch(stall.step_s)
+        self._known: WorkerCard | None = None  # as the router has it
+        self._watches: dict[LossWatch, None] = {}  # bounded by the sequences under way
         self._connection: StreamConnection[Call, Item] | None = None
         self._over = asyncio.Event()  # the connection is lost, or no longer needed
 
@@ -60,28 +88,30 @@ class WorkerLink:
             and self.card.state is WorkerState.READY
             and not self.draining
             and not self.retired
+            and not self._steps.stuck
             and self._connection is not None
             and not self._connection.going_away
         )
 
     @property
     def state(self) -> str:
-        """For people: the card's state, or "lost" where there is no connection."""
+        """For people: the card's state, "lost" without a connection, "stalled" without steps."""
         if not self.connected:
             return "lost"
+        if self._steps.stuck:
+            return "stalled"
         return "draining" if self.draining or self.retired else self.card.state.value
 
     def update(self, card: WorkerCard) -> None:
         """The worker told something new of itself."""
         self.card = card
-        self.candidate = Candidate(card, self.load)
         self.retired = False
-        self._on_change()
+        self._settle()
 
     def retire(self) -> None:
         """The worker's card is gone. What it is doing may end there."""
         self.retired = True
-        self._on_change()
+        self._settle()
         self._check_idle()
 
     async def run(self) -> None:
@@ -96,7 +126,9 @@ class WorkerLink:
                     Item,
                     on_lost=self._on_lost,
                     connect_timeout_s=_CONNECT_TIMEOUT_S,
+                    limits=self._limits,
                     name="frontend",
+                    peer=f"worker {self.card.worker_id}",
                 )
             except TokenmillError as error:
                 _log.debug("cannot connect", worker=self.card.worker_id, error=error.message)
@@ -111,21 +143,46 @@ class WorkerLink:
         self.draining = False
         try:
             connection.open(Subscribe(), self._on_load, self._on_subscription_end)
-            self._on_change()
+            self._settle()
             self._check_idle()
             await self._over.wait()
         finally:
             self._connection = None
-            self.load.lost()
-            self._on_change()
+            self.metrics = StepMetrics(kv_blocks_total=self.card.kv_blocks)
+            self._settle()
+            self._tell_watches(WorkerLost("the connection was closed by this side"))
             await connection.close()
 
-    def open(self, request: GenerateRequest, on_item: OnItem, on_end: OnEnd) -> LinkedStream:
-        """Open a stream to the worker and count it. ``on_end`` is called once unless it is cancelled."""
-        fresh = request.role is not Role.DECODE
-        prefill_tokens = len(request.prompt) + len(request.output) if fresh else 0
-        self.load.sent(request.request_id, prefill_tokens, self._clock.now())
-        linked = LinkedStream(self, request.request_id, on_end)
+    def _settle(self) -> None:
+        """Tell the router, and who owns this, where the worker has become usable or ceased to be."""
+        usable = self.usable
+        if usable and self._known is not self.card:
+            self._known = self.card
+            self._router.worker_ready(self.card)
+            if self._router.wants_kv and not self.kv.running and self._connection is not None:
+                self.kv.start(self._connection)
+        elif not usable and self._known is not None:
+            self._known = None
+            self.kv.stop()
+            self._router.worker_gone(self.card.worker_id)
+        self._owner.usable_changed()
+
+    # Streams -------------------------------------------------------------------------------------------
+
+    def open(
+        self, request: GenerateRequest, on_item: OnItem, on_end: OnEnd, *, cached_tokens: int = 0
+    ) -> LinkedStream:
+        """Open a stream to the worker and count it. ``on_end`` is called once unless it is cancelled.
+
+        ``cached_tokens``: those of the prompt that the worker need not compute, as predicted.
+        """
+        tokens = len(request.prompt) + len(request.output)
+        prefill_tokens = 0 if request.role is Role.DECODE else max(1, tokens - cached_tokens)
+        request_id = request.request_id
+        self.open_streams += 1
+        self._router.sent(self.card.worker_id, request_id, prefill_tokens, self._clock.now(), tokens)
+        self._owner.routed()
+        linked = LinkedStream(partial(self._stream_ended, request_id), on_end)
         if self._connection is None:
             lost = WorkerLost(f"worker {self.card.worker_id} is not connected")
             asyncio.get_running_loop().call_soon(linked.ended, lost)
@@ -133,23 +190,55 @@ class WorkerLink:
             linked.stream = self._connection.open(Generate(request), on_item, linked.ended)
         return linked
 
-    def stream_ended(self, request_id: RequestId) -> None:
+    def watch(self, on_end: OnEnd) -> LossWatch:
+        """Call ``on_end`` once, with the reason, when the connection is lost; no stream is opened."""
+        watch = LossWatch(self._watch_over, on_end)
+        self._watches[watch] = None
+        if not self.connected:
+            lost = WorkerLost(f"worker {self.card.worker_id} is not connected")
+            asyncio.get_running_loop().call_soon(watch.ended, lost)
+        return watch
+
+    def _stream_ended(self, request_id: RequestId) -> None:
         """A stream is over, one way or the other."""
-        self.load.ended(request_id)
+        self.open_streams -= 1
+        self._router.ended(self.card.worker_id, request_id)
         if self.retired:
             self._check_idle()
+        self._owner.routed()
+        self._owner.load_changed()
+
+    def _watch_over(self, watch: LossWatch) -> None:
+        self._watches.pop(watch, None)
+        self._check_idle()
+
+    def _tell_watches(self, error: TokenmillError) -> None:
+        kind = type(error) if isinstance(error, WorkerLost) else WorkerLost
+        for watch in tuple(self._watches):
+            watch.ended(kind(f"worker {self.card.worker_id}: {error.message}"))
 
     def _check_idle(self) -> None:
-        if self.retired and self.load.open_streams == 0:
+        if self.retired and self.open_streams == 0 and not self._watches:
             self._over.set()
+
+    # What the connection says --------------------------------------------------------------------------
 
     def _on_load(self, item: Item) -> None:
         if not isinstance(item, Load):
             return
-        self.load.reported(item.metrics, self._clock.now())
-        if item.draining != self.draining:
+        self.metrics = item.metrics
+        now = self._clock.now()
+        self._router.load_reported(self.card.worker_id, item.metrics, now)
+        was_stuck = self._steps.stuck
+        self._steps.reported(item.metrics, now)
+        stuck = self._steps.stuck
+        if stuck and not was_stuck and self._connection is not None:
+            self._connection.give_up(WorkerStalled("its engine makes no steps"))
+        elif item.draining != self.draining or stuck != was_stuck:
             self.draining = item.draining
-            self._on_change()
+            self._settle()
+        else:
+            self._owner.load_changed()
 
     def _on_subscription_end(self, error: TokenmillError | None) -> None:
         # Without reports the load is what was sent and not yet ended: coarse, but never wrong for long.
@@ -160,60 +249,4 @@ class WorkerLink:
         if not self.retired and not self.draining and self.card.state is WorkerState.READY:
             _log.warning("worker lost", worker=self.card.worker_id, error=error.message)
         self._over.set()
-
-
-class LinkedStream:
-    """A stream that is counted in its worker's load until it ends or is cancelled."""
-
-    __slots__ = ("_cancelled", "_link", "_on_end", "_request_id", "stream")
-
-    def __init__(self, link: WorkerLink, request_id: RequestId, on_end: OnEnd) -> None:
-        self.stream: ClientStream[Call, Item] | None = None
-        self._link = link
-        self._request_id = request_id
-        self._on_end = on_end
-        self._cancelled = False
-
-    def ended(self, error: TokenmillError | None) -> None:
-        """The connection: the stream is over."""
-        if self._cancelled:
-            return
-        self._link.stream_ended(self._request_id)
-        self._on_end(error)
-
-    def cancel(self) -> None:
-        """Stop it; no callback is called from now on."""
-        if self._cancelled:
-            return
-        self._cancelled = True
-        if self.stream is not None:
-            self.stream.cancel()
-        self._link.stream_ended(self._request_id)
-
-    def pause(self) -> None:
-        """Ask for no more until ``resume``."""
-        if self.stream is not None:
-            self.stream.pause()
-
-    def resume(self) -> None:
-        """Take more again."""
-        if self.stream is not None:
-            self.stream.resume()
-
-
-class LostStream:
-    """Stands for a stream to a worker that is no longer there: it ends at once."""
-
-    def __init__(self, worker: WorkerId, on_end: OnEnd) -> None:
-        lost = WorkerLost(f"worker {worker} is gone")
-        self._handle = asyncio.get_running_loop().call_soon(on_end, lost)
-
-    def cancel(self) -> None:
-        """No callback is called from now on."""
-        self._handle.cancel()
-
-    def pause(self) -> None:
-        """Nothing comes anyway."""
-
-    def resume(self) -> None:
-        """Nothing comes anyway."""
+        self._tell_watches(error)

@@ -1,7 +1,7 @@
-"""All workers of the registry: who is there, who is chosen, who waits.
+"""All workers of the registry: who is there, and who is chosen.
 
-Exists as the shell around the router: it feeds cards, connections and loads in and carries decisions out. It
-must not know HTTP, text or what a sequence does with a decision.
+Exists as the shell around the router: it feeds cards, loads and caches in and carries decisions out. It must
+not know HTTP, text or what a sequence does with a decision.
 """
 
 from __future__ import annotations
@@ -14,48 +14,58 @@ import msgspec
 import structlog
 
 from tokenmill.clock import Clock
-from tokenmill.decide.router.stages import Readiness, StageRouter, readiness
-from tokenmill.decide.router.types import Candidate, Decision, RouteRequest
+from tokenmill.decide.router.router import Router
+from tokenmill.decide.router.stages import Readiness, readiness
+from tokenmill.decide.router.types import Decision, RouteRequest
 from tokenmill.errors import NoWorker
 from tokenmill.protocol.card import WORKERS_PREFIX, WorkerCard
 from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.ids import Role, WorkerId
 from tokenmill.serve.fabric.registry import SYNCED, Change, Registry
+from tokenmill.serve.frontend.linked_stream import LossWatch, LostStream, OnEnd, OnItem
 from tokenmill.serve.frontend.plant import OpenedStream
-from tokenmill.serve.frontend.worker_link import LostStream, OnEnd, OnItem, WorkerLink
+from tokenmill.serve.frontend.stall import StallLimits
+from tokenmill.serve.frontend.worker_link import WorkerLink
 
 _log = structlog.get_logger(__name__)
 
-OnDecision = Callable[[Decision | None], None]
+_USUAL_STALL = StallLimits()
 
 
 class WorkerSet:
     """``start`` it, ask it, ``close`` it. All methods belong to the loop's thread.
 
     ``on_broken`` is called with the reason when the registry can be watched no longer: without it this set
-    would lose its workers one by one and never learn of new ones.
+    would lose its workers one by one and never learn of new ones. ``on_routed``: when the router has
+    something that other frontends should know.
     """
 
     def __init__(
         self,
         registry: Registry,
-        router: StageRouter,
+        router: Router,
         clock: Clock,
         *,
         worker_wait_s: float,
+        stall: StallLimits = _USUAL_STALL,
         on_broken: Callable[[str], None],
+        on_routed: Callable[[], None] | None = None,
     ) -> None:
+        self.router = router
+        self.on_change: list[Callable[[], None]] = []
+        """Called after a worker came or went, told its load or ended a stream: who waits may have a chance.
+        From inside a connection's callback, and often: take a note and look later."""
+        self.routed = on_routed or _nothing
+        """Something was routed, sent or ended."""
         self._registry = registry
-        self._router = router
         self._clock = clock
         self._worker_wait_s = worker_wait_s
+        self._stall = stall
         self._on_broken = on_broken
         self._links: dict[str, WorkerLink] = {}
         self._by_worker: dict[WorkerId, WorkerLink] = {}
-        self._candidates: list[Candidate] = []
+        self._usable: list[WorkerCard] = []
         self._context_tokens = 0
-        # Sequences and requests that wait for a worker; bounded by client connections times their choices.
-        self._waiting: dict[WaitingRequest, None] = {}
         self._ready = asyncio.Event()
         self._synced = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -73,9 +83,7 @@ class WorkerSet:
         self._task.add_done_callback(self._watch_ended)
 
     async def close(self) -> None:
-        """Close all connections and end all waiting. Cancelled: call it again."""
-        for waiting in tuple(self._waiting):
-            waiting.give_up()
+        """Close all connections. Cancelled: call it again."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
@@ -108,7 +116,7 @@ class WorkerSet:
             return
         if link is not None:
             link.retire()
-        link = WorkerLink(card, self._clock, self._on_change)
+        link = WorkerLink(card, self.router, self._clock, self, self._stall)
         self._links[change.key] = self._by_worker[card.worker_id] = link
         group.create_task(self._serve(change.key, link), name=f"worker {card.worker_id}")
 
@@ -120,18 +128,24 @@ class WorkerSet:
             if self._links.get(key) is link:
                 del self._links[key]
                 del self._by_worker[link.card.worker_id]
-            self._on_change()
+            self.usable_changed()
 
-    def _on_change(self) -> None:
-        usable = [link for link in self._links.values() if link.usable]
-        self._candidates = [link.candidate for link in usable]
-        self._context_tokens = min((link.card.max_model_len for link in usable), default=0)
+    # What links say ------------------------------------------------------------------------------------
+
+    def usable_changed(self) -> None:
+        """A worker became usable or ceased to be."""
+        self._usable = [link.card for link in self._links.values() if link.usable]
+        self._context_tokens = min((card.max_model_len for card in self._usable), default=0)
         if self.readiness().ready:
             self._ready.set()
-            for waiting in tuple(self._waiting):
-                waiting.look_again()
         else:
             self._ready.clear()
+        self.load_changed()
+
+    def load_changed(self) -> None:
+        """A worker told its load, or a stream to it is over."""
+        for callback in self.on_change:
+            callback()
 
     # For requests --------------------------------------------------------------------------------------
 
@@ -151,28 +165,32 @@ class WorkerSet:
 
     def decide(self, request: RouteRequest, excluded: AbstractSet[WorkerId]) -> Decision | None:
         """``Plant``: who serves ``request``, or None."""
-        return self._router.choose(self._candidates, request, self._clock.now(), excluded)
-
-    def wait(
-        self, request: RouteRequest, excluded: AbstractSet[WorkerId], on_decision: OnDecision
-    ) -> WaitingRequest:
-        """``Plant``: call ``on_decision`` once somebody can serve, or with None after ``worker_wait_s``."""
-        waiting = WaitingRequest(self, request, excluded, on_decision, self._worker_wait_s)
-        self._waiting[waiting] = None
-        return waiting
-
-    def stop_waiting(self, waiting: WaitingRequest) -> None:
-        """Strike one that waits."""
-        self._waiting.pop(waiting, None)
+        decision = self.router.route(request, self._clock.now(), excluded)
+        if decision is not None:
+            self.routed()
+        return decision
 
     def open(
-        self, worker: WorkerId, request: GenerateRequest, on_item: OnItem, on_end: OnEnd
+        self,
+        worker: WorkerId,
+        request: GenerateRequest,
+        on_item: OnItem,
+        on_end: OnEnd,
+        *,
+        cached_tokens: int = 0,
     ) -> OpenedStream:
         """``Plant``: open a stream to a worker."""
         link = self._by_worker.get(worker)
         if link is None:
             return LostStream(worker, on_end)
-        return link.open(request, on_item, on_end)
+        return link.open(request, on_item, on_end, cached_tokens=cached_tokens)
+
+    def watch(self, worker: WorkerId, on_end: OnEnd) -> LossWatch | LostStream:
+        """``Plant``: tell when a worker is lost."""
+        link = self._by_worker.get(worker)
+        if link is None:
+            return LostStream(worker, on_end)
+        return link.watch(on_end)
 
     # For people ----------------------------------------------------------------------------------------
 
@@ -183,7 +201,7 @@ class WorkerSet:
 
     def readiness(self) -> Readiness:
         """Whether requests can be served now."""
-        return readiness(candidate.card for candidate in self._candidates)
+        return readiness(self._usable)
 
     def links(self) -> Iterable[WorkerLink]:
         """All workers known now."""
@@ -198,36 +216,5 @@ class WorkerSet:
         return counts
 
 
-class WaitingRequest:
-    """One that waits for a worker, for a limited time."""
-
-    def __init__(
-        self,
-        workers: WorkerSet,
-        request: RouteRequest,
-        excluded: AbstractSet[WorkerId],
-        on_decision: OnDecision,
-        wait_s: float,
-    ) -> None:
-        self._workers = workers
-        self._request = request
-        self._excluded = excluded
-        self._on_decision = on_decision
-        self._timer = asyncio.get_running_loop().call_later(wait_s, self.give_up)
-
-    def look_again(self) -> None:
-        """Something has changed."""
-        decision = self._workers.decide(self._request, self._excluded)
-        if decision is not None:
-            self.cancel()
-            self._on_decision(decision)
-
-    def give_up(self) -> None:
-        """Waiting is over."""
-        self.cancel()
-        self._on_decision(None)
-
-    def cancel(self) -> None:
-        """Wait no longer; no callback is called."""
-        self._timer.cancel()
-        self._workers.stop_waiting(self)
+def _nothing() -> None:
+    """Nobody wants to know."""

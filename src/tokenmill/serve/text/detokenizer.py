@@ -7,8 +7,8 @@ only text that no later token can change. Must not know about requests, stop str
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
 
 from tokenmill.serve.text.pieces import Machine, Pieces
 from tokenmill.serve.text.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ class Detokenizer:
     ``max_tokens``.
     """
 
-    __slots__ = ("_stream",)
+    __slots__ = ("_stream", "push_each")
 
     def __init__(
         self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, prefix: Sequence[int] = ()
@@ -47,6 +47,8 @@ class Detokenizer:
             self._stream = _TextStream(pieces, skip_special_tokens, prefix)
         else:
             self._stream = _WholeStream(tokenizer, skip_special_tokens, prefix)
+        self.push_each: Callable[[Sequence[int]], Sequence[str]] = self._stream.push_each
+        """Take the next tokens and return the text that is certain with each: ``push``, one by one."""
 
     def push(self, tokens: Sequence[int]) -> str:
         """Take the next tokens (any number) and return the text that is now certain; may be empty."""
@@ -60,6 +62,8 @@ class Detokenizer:
 class _Stream(Protocol):
     def push(self, tokens: Sequence[int]) -> str: ...
 
+    def push_each(self, tokens: Sequence[int]) -> Sequence[str]: ...
+
     def finish(self) -> str: ...
 
 
@@ -67,10 +71,11 @@ class _ByteStream:
     """All tokens' bytes read as UTF-8. Python replaces malformed parts as Rust does (Unicode's maximal
     subparts), so only an incomplete character at the end is state."""
 
-    __slots__ = ("_incomplete", "_table")
+    __slots__ = ("_incomplete", "_table", "_whole")
 
     def __init__(self, pieces: Pieces, skip_special_tokens: bool, prefix: Sequence[int]) -> None:
         self._table = pieces.byte_table(skip_special_tokens=skip_special_tokens)
+        self._whole = self._table.whole
         self._incomplete = b""
         # A lead byte starts a character whatever came before: the last 3 bytes determine the state.
         tail = b""
@@ -84,6 +89,16 @@ class _ByteStream:
         if len(tokens) == 1:  # the common case at low load, at twice the speed
             return self._read(self._table[tokens[0]])
         return self._read(b"".join(map(self._table.__getitem__, tokens)))
+
+    def push_each(self, tokens: Sequence[int]) -> Sequence[str]:
+        if not self._incomplete:
+            # Nearly every token is whole characters and needs no decoding.
+            if len(tokens) == 1 and (text := self._whole[tokens[0]]) is not None:
+                return (text,)
+            texts = [self._whole[token] for token in tokens]
+            if None not in texts:
+                return cast("list[str]", texts)
+        return [self._read(self._table[token]) for token in tokens]
 
     def finish(self) -> str:
         text = self._incomplete.decode(errors="replace")
@@ -125,6 +140,9 @@ class _TextStream:
                 self._run.append(piece)
         text = "".join(out)
         return self._strip(text) if self._strip_left and text else text
+
+    def push_each(self, tokens: Sequence[int]) -> list[str]:
+        return [self.push((token,)) for token in tokens]
 
     def finish(self) -> str:
         return self._strip(self._end_run())
@@ -190,6 +208,10 @@ class _WholeStream:
     def push(self, tokens: Sequence[int]) -> str:
         self._tokens.extend(tokens)
         return ""
+
+    def push_each(self, tokens: Sequence[int]) -> list[str]:
+        self._tokens.extend(tokens)
+        return [""] * len(tokens)
 
     def finish(self) -> str:
         text = self._tokenizer.decode(self._tokens, skip_special_tokens=self._skip_special_tokens)

@@ -22,6 +22,8 @@ from enum import Enum
 import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
+from tokenmill.serve.text.stages import stage_of, stages_of
+
 Piece = str | int | None
 """TEXT: a text, a raw byte (0 to 255), or None for a token that leaves no trace (skipped, unknown id)."""
 
@@ -38,11 +40,17 @@ class Machine(Enum):
     WHOLE = "whole"
 
 
+MAX_WHOLE = 32_768
+"""Tokens' texts kept, at about 150 bytes; when there are more all are forgotten."""
+
+
 class ByteTable(dict[int, bytes]):
-    """Token id -> bytes. Filled on first use, so that loading is fast; bounded by the vocabulary."""
+    """Token id -> bytes. Filled on first use, so that loading is fast; bounded by the vocabulary.
+    ``whole``: the same as text."""
 
     def __init__(self, pieces: Pieces, hidden: frozenset[int]) -> None:
         super().__init__()
+        self.whole = WholeTable(pieces, hidden)
         self._pieces = pieces
         self._hidden = hidden
 
@@ -55,6 +63,28 @@ class ByteTable(dict[int, bytes]):
             return b""  # not stored: ids beyond the vocabulary are without number
         self[token] = found
         return found
+
+
+class WholeTable(dict[int, str | None]):
+    """Token id -> text, None for a token whose bytes are not whole characters. Filled on first use."""
+
+    def __init__(self, pieces: Pieces, hidden: frozenset[int]) -> None:
+        super().__init__()
+        self._pieces = pieces
+        self._hidden = hidden
+
+    def __missing__(self, token: int) -> str | None:
+        data = b"" if token in self._hidden else self._pieces.token_bytes(token)
+        if data is None:
+            return ""  # not stored: ids beyond the vocabulary are without number
+        try:
+            text: str | None = data.decode()
+        except UnicodeDecodeError:
+            text = None
+        if len(self) >= MAX_WHOLE:
+            self.clear()
+        self[token] = text
+        return text
 
 
 class TextTable(dict[int, Piece]):
@@ -91,8 +121,7 @@ class Pieces:
         self._raw_bytes = False
         self._render: tokenizers.decoders.Decoder | None = None
         self._byte_of: dict[str, int] = {}
-        decoder = json.loads(backend.to_str())["decoder"] if backend.decoder is not None else None
-        self._compile(_flatten(decoder))
+        self._compile(stages_of(stage_of(backend.decoder)))
         self._tables = {
             True: (ByteTable(self, special_ids), TextTable(self, special_ids)),
             False: (ByteTable(self, frozenset()), TextTable(self, frozenset())),
@@ -178,16 +207,6 @@ class Pieces:
             self.strip_char, self.strip_count = str(strip["content"]), int(str(strip["start"]))
             return True
         return kinds in ([], ["Fuse"])
-
-
-def _flatten(decoder: Mapping[str, object] | None) -> list[Mapping[str, object]]:
-    if decoder is None:
-        return []
-    if decoder["type"] != "Sequence":
-        return [decoder]
-    inner = decoder["decoders"]
-    assert isinstance(inner, list)
-    return [stage for item in inner for stage in _flatten(item)]
 
 
 def _build_decoder(stages: Sequence[Mapping[str, object]]) -> tokenizers.decoders.Decoder:

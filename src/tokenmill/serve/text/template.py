@@ -51,7 +51,10 @@ class ChatTemplate:
         for name, source in templates.items():
             try:
                 form = content_form(environment.parse(source))
-                self._compiled[name] = (environment.from_string(source), form)
+                template = environment.from_string(source)
+                # Read for each render: as the chain of mappings that it is, that takes longer than rendering.
+                template.globals = dict(template.globals)
+                self._compiled[name] = (template, form)
             except TemplateSyntaxError as error:
                 where = f"{origin}: template {name!r}, line {error.lineno}"
                 raise ConfigError(f"{where}: {error.message}; mend or replace the template") from error

@@ -1,7 +1,7 @@
 """Text to token ids and back, for one checkpoint.
 
-Wraps the ``tokenizers`` library: reads the files that say which tokens are special, and keeps long
-encodes off the event loop. Must not know about HTTP, requests or engines.
+Wraps the ``tokenizers`` library: reads the files that say which tokens are special. How a text is encoded
+quickly is ``encoder``'s business. Must not know about HTTP, requests or engines.
 
 Special tokens that a user types ("<|im_end|>") are parsed as special tokens, as Hugging Face's
 ``apply_chat_template`` does by default: the chat template's output is one text, and who wrote which
@@ -10,20 +10,19 @@ part of it is not known here.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
 import tokenizers
 
 from tokenmill.errors import BadRequest, ConfigError
+from tokenmill.serve.text.encoder import Encoded, Encoder
 from tokenmill.serve.text.files import CheckpointFiles
 from tokenmill.serve.text.pieces import Machine, Pieces
 
-INLINE_CHARS = 2048
-"""Up to this length a text is encoded on the event loop: about 0.3 ms, with a hop to a thread at 0.1 ms."""
+CACHE_BYTES = 8 * 2**20
+"""Memory for segments already encoded: eighty chats of 10,000 tokens."""
 
 _NO_LIMIT = 10**12
 """Checkpoints without a ``model_max_length`` of their own carry a huge number there."""
@@ -40,7 +39,12 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, files: CheckpointFiles, *, encode_threads: int = 2
+        self,
+        backend: tokenizers.Tokenizer,
+        files: CheckpointFiles,
+        *,
+        encode_threads: int = 2,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         named = files.special_tokens()
         _settle(backend, files, named)
@@ -57,12 +61,12 @@ class Tokenizer:
         self.max_length = int(limit) if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT else None
         self.pieces = Pieces(backend, self.special_ids)
         self.streams_text = self.pieces.machine is not Machine.WHOLE
-        # Its queue holds at most one text a request under way, which admission bounds.
-        self._pool = ThreadPoolExecutor(encode_threads, thread_name_prefix="tokenize")
+        self._encoder = Encoder(backend, threads=encode_threads, cache_bytes=cache_bytes)
 
     @classmethod
-    def load(cls, folder: Path, *, encode_threads: int = 2) -> Self:
-        """Load ``tokenizer.json`` and its companions from a checkpoint folder.
+    def load(cls, folder: Path, *, encode_threads: int = 2, cache_bytes: int = CACHE_BYTES) -> Self:
+        """Load ``tokenizer.json`` and its companions from a checkpoint folder. ``cache_bytes``: memory for
+        what was encoded before; 0 keeps nothing.
 
         Raises:
             ConfigError: no usable tokenizer.json; the message names the file and the fix.
@@ -74,7 +78,8 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for whatever is wrong in the file
             raise ConfigError(f"{path}: not a usable tokenizer ({error}); fetch the file again") from error
-        return cls(backend, CheckpointFiles.read(Path(folder)), encode_threads=encode_threads)
+        files = CheckpointFiles.read(Path(folder))
+        return cls(backend, files, encode_threads=encode_threads, cache_bytes=cache_bytes)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Return the ids of ``text``. Blocks the caller: for short texts, else ``encode_async``.
@@ -85,30 +90,17 @@ class Tokenizer:
         Raises:
             BadRequest: ``text`` holds half a surrogate pair and so is no text.
         """
-        try:
-            # Releases the GIL and keeps no offsets, unlike ``Tokenizer.encode``.
-            encodings = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        except TypeError as error:
-            raise BadRequest(
-                "the text is not valid Unicode: it holds an unpaired surrogate; send valid UTF-8"
-            ) from error
-        ids: list[int] = encodings[0].ids
-        return ids
+        return self._encoder.encode(text, add_special_tokens=add_special_tokens).ids
 
-    async def encode_async(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Return the ids of ``text``, long ones encoded in a thread while the loop goes on.
-
-        Takes about 0.2 s a megabyte; the caller sets the deadline. Cancelled: the thread's result is dropped.
+    async def encode_async(self, text: str, *, add_special_tokens: bool) -> Encoded:
+        """Return the ids of ``text`` in both forms; what is long and new is encoded in a thread while the
+        loop goes on, at about 0.2 s a megabyte. The caller sets the deadline. Cancelled: the thread's
+        result is dropped.
 
         Raises:
             BadRequest: as ``encode``.
         """
-        if len(text) <= INLINE_CHARS:
-            return self.encode(text, add_special_tokens=add_special_tokens)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._pool, lambda: self.encode(text, add_special_tokens=add_special_tokens)
-        )
+        return await self._encoder.encode_async(text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of ``ids``; ids that name no token are left out.
@@ -133,7 +125,7 @@ class Tokenizer:
 
     def close(self) -> None:
         """End the threads. Encodes that have not begun are cancelled; one under way is waited for."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._encoder.close()
 
     def _named(self, named: dict[str, str], name: str) -> list[int]:
         token = self._backend.token_to_id(named[name]) if name in named else None

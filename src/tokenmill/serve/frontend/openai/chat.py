@@ -8,12 +8,14 @@ from __future__ import annotations
 import msgspec
 
 from tokenmill.errors import BadRequest
+from tokenmill.protocol.block_hashes import token_array
 from tokenmill.protocol.ids import RequestId
 from tokenmill.serve.frontend.answers import Collected, Tally
 from tokenmill.serve.frontend.generation import SequenceSpec
 from tokenmill.serve.frontend.http.messages import Answer, Request, Response, Stream
 from tokenmill.serve.frontend.openai.chunks import ChatChunks
 from tokenmill.serve.frontend.openai.errors import decode_body
+from tokenmill.serve.frontend.openai.json_texts import JsonTexts
 from tokenmill.serve.frontend.openai.logprobs import chat_logprobs
 from tokenmill.serve.frontend.openai.sampling import (
     MAX_LOGPROBS,
@@ -28,7 +30,9 @@ from tokenmill.serve.frontend.openai.sampling import (
     unsupported,
 )
 from tokenmill.serve.frontend.openai.schema import ChatRequest, TokenizeRequest
+from tokenmill.serve.frontend.openai.standing import Standing, standing_of
 from tokenmill.serve.frontend.service import Service
+from tokenmill.serve.text.encoder import Encoded
 
 ENDPOINT = "/v1/chat/completions"
 
@@ -39,34 +43,45 @@ class ChatApi:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._decoder = msgspec.json.Decoder(ChatRequest)
+        self._json_texts = JsonTexts()
 
     async def __call__(self, request: Request) -> Answer:
         """Answer one chat. Cancelled: its sequences are cancelled at their workers."""
         service = self._service
+        received_at = service.clock.now()
         body = decode_body(self._decoder, request.body)
         service.check_model(body.model)
+        standing = standing_of(request, body.priority, service.config, received_at)
         _check(body)
-        prompt = await render_chat(service, body)
+        encoded = await render_chat(service, body)
+        prompt = encoded.ids
         answer_id = service.new_id("chatcmpl-")
-        specs = await self._specs(body, prompt, answer_id)
+        timeline = service.explain.begin(ENDPOINT, request, answer_id, received_at, len(prompt))
+        specs = await self._specs(body, encoded, answer_id, standing)
         tally = Tally(len(prompt), per_prompt=len(specs))
         skip_special = body.skip_special_tokens is not False
         if body.stream:
             chunks = self._chunks(body, prompt, answer_id, len(specs))
             stream = await service.generator.stream(
-                ENDPOINT, specs, chunks, tally, skip_special_tokens=skip_special
+                ENDPOINT, specs, chunks, tally, timeline=timeline, skip_special_tokens=skip_special
             )
             return Stream(stream)
-        choices = await service.generator.collect(ENDPOINT, specs, tally, skip_special_tokens=skip_special)
+        choices = await service.generator.collect(
+            ENDPOINT, specs, tally, timeline=timeline, skip_special_tokens=skip_special
+        )
         return Response(200, self._whole(body, prompt, answer_id, choices, tally))
 
-    async def _specs(self, body: ChatRequest, prompt: list[int], answer_id: str) -> list[SequenceSpec]:
+    async def _specs(
+        self, body: ChatRequest, prompt: Encoded, answer_id: str, standing: Standing
+    ) -> list[SequenceSpec]:
         service = self._service
         limits = await service.limits()
         field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
         asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         default = service.config.default_max_tokens or None
-        max_tokens = output_tokens(len(prompt), asked, default, limits, field=field, prompt_field="messages")
+        max_tokens = output_tokens(
+            len(prompt.ids), asked, default, limits, field=field, prompt_field="messages"
+        )
         sampling = to_sampling(
             body,
             max_tokens=max_tokens,
@@ -75,19 +90,25 @@ class ChatApi:
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
         stops = stops_of(body)
+        choices = choices_of(body)
         return [
             SequenceSpec(
                 request_id=RequestId(f"{answer_id}-{index}"),
-                prompt=prompt,
+                prompt=token_array(prompt.packed),
                 sampling=msgspec.structs.replace(sampling, seed=seed_of(sampling.seed, index))
                 if index
                 else sampling,
                 stops=stops,
                 include_stop=bool(body.include_stop_str_in_output),
-                priority=body.priority or 0,
+                priority=standing.priority,
+                tenant=standing.tenant,
+                session=standing.session,
+                deadline_at=standing.deadline_at,
+                group=answer_id if choices > 1 else "",
+                choice=index,
                 cache_salt=body.cache_salt or "",
             )
-            for index in range(choices_of(body))
+            for index in range(choices)
         ]
 
     def _chunks(self, body: ChatRequest, prompt: list[int], answer_id: str, choices: int) -> ChatChunks:
@@ -100,6 +121,7 @@ class ChatApi:
             names=self._service.tokenizer,
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             prompt_token_ids=prompt if body.return_token_ids else None,
+            json_texts=self._json_texts,
         )
 
     def _whole(
@@ -149,7 +171,7 @@ def _check(body: ChatRequest) -> None:
         raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
 
 
-async def render_chat(service: Service, body: ChatRequest | TokenizeRequest) -> list[int]:
+async def render_chat(service: Service, body: ChatRequest | TokenizeRequest) -> Encoded:
     """Return the prompt of a chat in token ids."""
     if service.template is None:
         raise BadRequest(

@@ -1,7 +1,7 @@
 """Streamed answers in OpenAI's JSON, as server-sent events.
 
 Exists because this is what every token costs: what does not change from chunk to chunk is encoded once, and a
-plain chunk costs one string encoding and one concatenation. It must not know where tokens come from.
+plain chunk costs one look-up and its share of one concatenation. It must not know where tokens come from.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from tokenmill.protocol.items import TokenLogprobs
+from tokenmill.serve.frontend.openai.json_texts import JsonTexts
 from tokenmill.serve.frontend.openai.logprobs import CompletionLogprobs, TokenNames, chat_logprobs
 from tokenmill.serve.frontend.openai.usage import Usage
 
@@ -27,11 +28,41 @@ def event(payload: bytes) -> bytes:
 class _Chunks:
     """What both APIs share. A chunk is ``{<constants>,"choices":[<choice>]<usage>}``."""
 
-    def __init__(self, kind: str, answer_id: str, created_s: int, model: str, *, include_usage: bool) -> None:
+    plain = False
+    """Chunks carry text alone, so that ``texts`` writes them."""
+
+    def __init__(
+        self,
+        kind: str,
+        answer_id: str,
+        created_s: int,
+        model: str,
+        *,
+        include_usage: bool,
+        json_texts: JsonTexts | None,
+    ) -> None:
         constants = _encode({"id": answer_id, "object": kind, "created": created_s, "model": model})
         self._constants = b"data: " + constants[:-1]
         self.include_usage = include_usage
         self._close = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+        self._json = JsonTexts() if json_texts is None else json_texts
+        self._frames: list[tuple[bytes, bytes, bytes]] = []
+
+    def _set_frames(self, choices: int, before: bytes, behind: bytes) -> None:
+        """Say what stands around the text in a plain chunk; ``before`` has a place for the choice."""
+        tail = behind + self._close
+        for index in range(choices):
+            head = self._constants + before % index
+            self._frames.append((head, tail + head, tail))
+
+    def texts(self, index: int, texts: Sequence[str]) -> bytes:
+        """Return a chunk for each text that is not empty; for chunks that are ``plain``."""
+        head, between, tail = self._frames[index]
+        if len(texts) == 1:
+            text = texts[0]
+            return head + self._json[text] + tail if text else b""
+        encoded = between.join([self._json[text] for text in texts if text])
+        return head + encoded + tail if encoded else b""
 
     def _choice(self, choice: dict[str, Any], **extra: Any) -> bytes:
         further = b"," + _encode(extra)[1:-1] if extra else b""
@@ -56,17 +87,25 @@ class ChatChunks(_Chunks):
         names: TokenNames,
         top_logprobs: int | None = None,
         prompt_token_ids: list[int] | None = None,
+        json_texts: JsonTexts | None = None,
     ) -> None:
-        super().__init__("chat.completion.chunk", answer_id, created_s, model, include_usage=include_usage)
+        super().__init__(
+            "chat.completion.chunk",
+            answer_id,
+            created_s,
+            model,
+            include_usage=include_usage,
+            json_texts=json_texts,
+        )
         self._names = names
         self._top = top_logprobs
         self._prompt_token_ids = prompt_token_ids
-        self._plain = top_logprobs is None and prompt_token_ids is None
-        self._heads = [
-            self._constants + b',"choices":[{"index":%d,"delta":{"content":' % index
-            for index in range(choices)
-        ]
-        self._tail = b'},"logprobs":null,"finish_reason":null}]' + self._close
+        self.plain = top_logprobs is None and prompt_token_ids is None
+        before, behind = (
+            b',"choices":[{"index":%d,"delta":{"content":',
+            b'},"logprobs":null,"finish_reason":null}]',
+        )
+        self._set_frames(choices, before, behind)
 
     def opening(self, index: int, prompt_logprobs: Sequence[TokenLogprobs | None] | None = None) -> bytes:  # noqa: ARG002
         """Return the chunk that names the role."""
@@ -80,8 +119,8 @@ class ChatChunks(_Chunks):
         self, index: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
     ) -> bytes:
         """Return the chunk for new tokens; empty where there is nothing to tell yet."""
-        if self._plain:
-            return self._heads[index] + _encode(text) + self._tail if text else b""
+        if self.plain:
+            return self.texts(index, (text,))
         if not text and not tokens:
             return b""
         choice: dict[str, Any] = {
@@ -117,8 +156,16 @@ class CompletionChunks(_Chunks):
         top_logprobs: int | None = None,
         echoes: Sequence[tuple[str, list[int]]] | None = None,
         prompt_token_ids: Sequence[list[int]] | None = None,
+        json_texts: JsonTexts | None = None,
     ) -> None:
-        super().__init__("text_completion", answer_id, created_s, model, include_usage=include_usage)
+        super().__init__(
+            "text_completion",
+            answer_id,
+            created_s,
+            model,
+            include_usage=include_usage,
+            json_texts=json_texts,
+        )
         self._echoes = echoes
         self._prompt_token_ids = prompt_token_ids
         self._logprobs = (
@@ -126,11 +173,9 @@ class CompletionChunks(_Chunks):
             if top_logprobs is None
             else [CompletionLogprobs(names, top_logprobs) for _ in range(choices)]
         )
-        self._plain = top_logprobs is None and prompt_token_ids is None
-        self._heads = [
-            self._constants + b',"choices":[{"index":%d,"text":' % index for index in range(choices)
-        ]
-        self._tail = b',"logprobs":null,"finish_reason":null}]' + self._close
+        self.plain = top_logprobs is None and prompt_token_ids is None
+        before, behind = b',"choices":[{"index":%d,"text":', b',"logprobs":null,"finish_reason":null}]'
+        self._set_frames(choices, before, behind)
 
     def opening(self, index: int, prompt_logprobs: Sequence[TokenLogprobs | None] | None = None) -> bytes:
         """Return the chunk with the prompt, where it is sent back."""
@@ -149,8 +194,8 @@ class CompletionChunks(_Chunks):
         self, index: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
     ) -> bytes:
         """Return the chunk for new tokens; empty where there is nothing to tell yet."""
-        if self._plain:
-            return self._heads[index] + _encode(text) + self._tail if text else b""
+        if self.plain:
+            return self.texts(index, (text,))
         if not text and not tokens:
             return b""
         scores = None if self._logprobs is None else self._logprobs[index].take(tokens, logprobs or ())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from tokenmill.errors import BadRequest
+from tokenmill.protocol.block_hashes import pack_tokens, token_array
 from tokenmill.protocol.generate import Sampling
 from tokenmill.protocol.ids import RequestId
 from tokenmill.protocol.items import TokenLogprobs
@@ -18,6 +19,7 @@ from tokenmill.serve.frontend.generation import SequenceSpec
 from tokenmill.serve.frontend.http.messages import Answer, Request, Response, Stream
 from tokenmill.serve.frontend.openai.chunks import CompletionChunks
 from tokenmill.serve.frontend.openai.errors import decode_body
+from tokenmill.serve.frontend.openai.json_texts import JsonTexts
 from tokenmill.serve.frontend.openai.logprobs import CompletionLogprobs
 from tokenmill.serve.frontend.openai.sampling import (
     MAX_CHOICES,
@@ -34,6 +36,7 @@ from tokenmill.serve.frontend.openai.sampling import (
     to_sampling,
 )
 from tokenmill.serve.frontend.openai.schema import CompletionRequest
+from tokenmill.serve.frontend.openai.standing import Standing, standing_of
 from tokenmill.serve.frontend.service import Service
 
 ENDPOINT = "/v1/completions"
@@ -47,6 +50,7 @@ class Prompt:
 
     ids: list[int]
     text: str | None
+    packed: bytes = b""
 
 
 class CompletionApi:
@@ -55,28 +59,35 @@ class CompletionApi:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._decoder = msgspec.json.Decoder(CompletionRequest)
+        self._json_texts = JsonTexts()
 
     async def __call__(self, request: Request) -> Answer:
         """Answer one completion request. Cancelled: its sequences are cancelled at their workers."""
         service = self._service
+        received_at = service.clock.now()
         body = decode_body(self._decoder, request.body)
         service.check_model(body.model)
+        standing = standing_of(request, body.priority, service.config, received_at)
         check_supported(body)
         refuse("suffix", body.suffix)
         check_range("logprobs", body.logprobs, 0, MAX_LOGPROBS)
         prompts = await self._prompts(body)
         n = choices_of(body, len(prompts))
         answer_id = service.new_id("cmpl-")
-        specs = self._specs(body, prompts, n, answer_id, await service.limits())
-        tally = Tally(sum(len(prompt.ids) for prompt in prompts), per_prompt=n)
+        prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
+        timeline = service.explain.begin(ENDPOINT, request, answer_id, received_at, prompt_tokens)
+        specs = self._specs(body, prompts, n, answer_id, await service.limits(), standing)
+        tally = Tally(prompt_tokens, per_prompt=n)
         skip_special = body.skip_special_tokens is not False
         if body.stream:
             chunks = self._chunks(body, prompts, n, answer_id)
             stream = await service.generator.stream(
-                ENDPOINT, specs, chunks, tally, skip_special_tokens=skip_special
+                ENDPOINT, specs, chunks, tally, timeline=timeline, skip_special_tokens=skip_special
             )
             return Stream(stream)
-        choices = await service.generator.collect(ENDPOINT, specs, tally, skip_special_tokens=skip_special)
+        choices = await service.generator.collect(
+            ENDPOINT, specs, tally, timeline=timeline, skip_special_tokens=skip_special
+        )
         return Response(200, self._whole(body, prompts, n, answer_id, choices, tally))
 
     async def _prompts(self, body: CompletionRequest) -> list[Prompt]:
@@ -85,9 +96,8 @@ class CompletionApi:
         for item in split_prompts(body.prompt):
             if isinstance(item, str):
                 add_special = body.add_special_tokens is not False
-                prompts.append(
-                    Prompt(await tokenizer.encode_async(item, add_special_tokens=add_special), item)
-                )
+                encoded = await tokenizer.encode_async(item, add_special_tokens=add_special)
+                prompts.append(Prompt(encoded.ids, item, encoded.packed))
             else:
                 check_token_ids("prompt", item, tokenizer.vocab_size)
                 prompts.append(Prompt(item, tokenizer.decode(item) if body.echo else None))
@@ -96,7 +106,13 @@ class CompletionApi:
         return prompts
 
     def _specs(
-        self, body: CompletionRequest, prompts: list[Prompt], n: int, answer_id: str, limits: LengthLimits
+        self,
+        body: CompletionRequest,
+        prompts: list[Prompt],
+        n: int,
+        answer_id: str,
+        limits: LengthLimits,
+        standing: Standing,
     ) -> list[SequenceSpec]:
         seed = self._service.seed(body.seed)
         stops = stops_of(body)
@@ -104,11 +120,16 @@ class CompletionApi:
         return [
             SequenceSpec(
                 request_id=RequestId(f"{answer_id}-{at * n + choice}"),
-                prompt=prompt.ids,
+                prompt=token_array(prompt.packed or pack_tokens(prompt.ids)),
                 sampling=msgspec.structs.replace(samplings[at], seed=seed_of(seed, at * n + choice)),
                 stops=stops,
                 include_stop=bool(body.include_stop_str_in_output),
-                priority=body.priority or 0,
+                priority=standing.priority,
+                tenant=standing.tenant,
+                session=standing.session,
+                deadline_at=standing.deadline_at,
+                group=answer_id if n * len(prompts) > 1 else "",
+                choice=at * n + choice,
                 cache_salt=body.cache_salt or "",
                 keep_output=not _prompt_only(body),
             )
@@ -145,6 +166,7 @@ class CompletionApi:
             prompt_token_ids=[prompt.ids for prompt in prompts for _ in range(n)]
             if body.return_token_ids
             else None,
+            json_texts=self._json_texts,
         )
 
     def _whole(

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from tokenmill.errors import BadRequest, Overloaded, ServiceError, TokenmillError
+from tokenmill.errors import BadRequest, ServiceError, TokenmillError
 from tokenmill.serve.frontend.http.messages import Response
 
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
@@ -59,7 +59,7 @@ def error_response(error: TokenmillError) -> Response:
     """Return the error as an answer, with Retry-After where coming back may help."""
     status = status_of(error)
     headers: tuple[tuple[str, str], ...] = ()
-    if isinstance(error, Overloaded):
+    if error.retry_after_s is not None:
         headers = (("retry-after", str(max(1, math.ceil(error.retry_after_s)))),)
     elif status == ServiceError.status:
         headers = (("retry-after", str(math.ceil(_SERVICE_RETRY_AFTER_S))),)

@@ -52,9 +52,9 @@ class TextApi:
             raise BadRequest("give either prompt or messages", param="prompt")
         if body.prompt is not None:
             add_special = body.add_special_tokens is not False
-            ids = await service.tokenizer.encode_async(body.prompt, add_special_tokens=add_special)
+            ids = (await service.tokenizer.encode_async(body.prompt, add_special_tokens=add_special)).ids
         else:
-            ids = await render_chat(service, body)
+            ids = (await render_chat(service, body)).ids
         answer: dict[str, object] = {
             "count": len(ids),
             "max_model_len": service.workers.shortest_context or None,
