@@ -20,6 +20,7 @@ SECTIONS = (
     "Slo",
     "Frontend",
     "Router",
+    "Admission",
     "Stage",
     "Parallel",
     "Planner",
