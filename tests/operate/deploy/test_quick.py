@@ -78,3 +78,9 @@ def test_certificates_and_origins_reach_the_front_door():
     front = quick_factory(options).frontend
     assert (front.tls_cert, front.tls_key, front.tls_client_ca) == ("c", "k", "a")
     assert front.cors_origins == ["https://x.example"]
+
+
+def test_the_demonstration_shows_the_handoff(tmp_path):
+    assert quick_factory(ServeOptions()).router.prefill == "remote"
+    assert quick_factory(ServeOptions(model=str(tmp_path))).router.prefill == "auto"
+    assert quick_factory(ServeOptions(router_prefill="auto")).router.prefill == "auto"

@@ -68,8 +68,9 @@ class ServeOptions:
     router_policy: str = Router().policy
     """How requests find their workers: kv, least-loaded, power-of-two, round-robin, random, session."""
 
-    router_prefill: str = Router().prefill
-    """Where prompts are computed: local (where they are decoded), remote (on a prefill worker), or auto."""
+    router_prefill: str = ""
+    """Where prompts are computed: local (where they are decoded), remote (on a prefill worker), or auto (by
+    predicted time). Without it auto; remote with the model that ships with the package, to show handoffs."""
 
     engine_args: dict[str, str] = field(default_factory=dict)
     """A setting for the engine, KEY=VALUE; may be repeated."""
@@ -108,6 +109,11 @@ _STAGE_FIELDS: Final = (
 )  # fmt: skip
 
 
+def _where_to_prefill(options: ServeOptions) -> str:
+    """Return auto, but for the demonstration, whose short prompts would hardly ever be handed over."""
+    return Router().prefill if options.model else "remote"
+
+
 def quick_factory(options: ServeOptions) -> Factory:
     """Return the factory that the flags describe. Raises ConfigError naming the flags at fault."""
     default = 0 if options.both else 1
@@ -129,7 +135,10 @@ def quick_factory(options: ServeOptions) -> Factory:
     ]
     log: dict[str, Any] = {"level": options.log_level, "format": options.log_format}
     front: dict[str, Any] = {name: getattr(options, name) for name in _FRONTEND_FIELDS}
-    router: dict[str, Any] = {"policy": options.router_policy, "prefill": options.router_prefill}
+    router: dict[str, Any] = {
+        "policy": options.router_policy,
+        "prefill": options.router_prefill or _where_to_prefill(options),
+    }
     factory = Factory(
         metadata=Metadata(name=options.name or f"serve-{options.port or os.getpid()}"),
         model=Model(name=options.model_name, path=options.model),
