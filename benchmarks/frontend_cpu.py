@@ -25,7 +25,7 @@ import uvloop
 
 from tokenmill.protocol.ids import Role
 from tokenmill.serve.fabric.registry import open_registry
-from tokenmill.serve.frontend.main import frontend
+from tokenmill.serve.frontend.wiring import frontend
 from tokenmill.serve.process import configure_logging
 from tokenmill.spec.process import FrontendConfig
 from tokenmill.testing.scripted_worker import ScriptedWorker

@@ -52,8 +52,8 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceSpec:
-    """One sequence that a client wants. ``prompt``: best as ``block_hashes.token_array``, since it is kept for as
-    long as the sequence runs. ``keep_output`` False: only the prompt is of interest."""
+    """One sequence that a client wants. ``prompt``: best as ``block_hashes.token_array``, since it is kept
+    for as long as the sequence runs. ``keep_output`` False: only the prompt is of interest."""
 
     request_id: RequestId
     prompt: Sequence[int]
