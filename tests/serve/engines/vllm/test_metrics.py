@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmill.serve.engines.vllm.metrics import EngineGauges, read_metrics
+from tokenmill.serve.engines.remote.gauges import EngineGauges
+from tokenmill.serve.engines.vllm.metrics import read_metrics
 
 TEXT = r"""
 # HELP vllm:num_requests_running Number of requests in model execution batches.

@@ -23,10 +23,10 @@ from tokenmill.protocol.items import Failed, Finished, Item, Tokens
 from tokenmill.protocol.kv_events import KvEvent
 from tokenmill.protocol.metrics import StepMetrics
 from tokenmill.serve.engines.base import EngineInfo, EngineOutput, Sink
+from tokenmill.serve.engines.kv_events.feed import RankFeed
+from tokenmill.serve.engines.remote.books import LoadBooks
 from tokenmill.serve.engines.remote.child import Child, free_ports
 from tokenmill.serve.engines.remote.http_client import Headers, HttpClient
-from tokenmill.serve.engines.vllm.books import LoadBooks
-from tokenmill.serve.engines.vllm.kv_feed import RankFeed
 from tokenmill.serve.engines.vllm.launch import (
     Parallelism,
     VllmSettings,

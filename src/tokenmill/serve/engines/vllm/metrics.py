@@ -8,25 +8,10 @@ from __future__ import annotations
 
 import re
 
-import msgspec
+from tokenmill.serve.engines.remote.gauges import EngineGauges
 
 _LINE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ([-+0-9.eEinfaN]+)", re.MULTILINE)
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
-
-
-class EngineGauges(msgspec.Struct, frozen=True, kw_only=True):
-    """What one reading of ``/metrics`` says: counts, tokens. ``kv_used``: share of the cache, 0 to 1."""
-
-    running: int = 0
-    waiting: int = 0
-    kv_used: float = 0.0
-    prefix_hit_tokens: int = 0
-    prefix_query_tokens: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    preemptions: int = 0
-    kv_blocks: int = 0
-    block_tokens: int = 0
 
 
 _KV_USED = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")

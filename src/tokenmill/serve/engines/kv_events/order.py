@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from tokenmill.serve.engines.vllm.kv_wire import EventBatch
+from tokenmill.serve.engines.kv_events.wire import EventBatch
 
 MOST_HELD = 10_000
 """Messages held back while earlier ones are asked for again; one a step, so that it is minutes."""

@@ -1,4 +1,4 @@
-"""vLLM's names of KV blocks to ours, by way of the token ids.
+"""An engine's names of KV blocks to ours, by way of the token ids.
 
 Exists because an engine's block hashes mean nothing outside it, while ours are the same in every process of
 a factory. It must not know sockets or who asks. Blocks whose meaning is not in the token ids alone (LoRA,
@@ -15,7 +15,7 @@ from xxhash import xxh3_64
 from tokenmill.protocol.block_hashes import pack_tokens, prefix_seed
 from tokenmill.protocol.ids import BlockHash
 from tokenmill.protocol.kv_events import BlocksRemoved, BlocksStored, CacheCleared, CacheTier, KvEvent
-from tokenmill.serve.engines.vllm.kv_wire import (
+from tokenmill.serve.engines.kv_events.wire import (
     EngineCleared,
     EngineEvent,
     EngineHash,

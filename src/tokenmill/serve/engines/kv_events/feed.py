@@ -1,6 +1,6 @@
-"""Reads vLLM's KV events from its ZMQ sockets and tells them in our words.
+"""Reads KV events from an engine's ZMQ sockets and tells them in our words.
 
-Exists as the shell around ``sequence`` and ``translation``, one for each data-parallel rank. It must not know
+Exists as the shell around ``order`` and ``translation``, one for each data-parallel rank. It must not know
 who listens.
 """
 
@@ -15,9 +15,9 @@ import zmq
 
 from tokenmill.errors import ProtocolError
 from tokenmill.protocol.kv_events import CacheCleared, KvEvent
-from tokenmill.serve.engines.vllm.kv_wire import EventBatch, read_batch
-from tokenmill.serve.engines.vllm.sequence import MessageOrder, Verdict
-from tokenmill.serve.engines.vllm.translation import BlockTranslation
+from tokenmill.serve.engines.kv_events.order import MessageOrder, Verdict
+from tokenmill.serve.engines.kv_events.translation import BlockTranslation
+from tokenmill.serve.engines.kv_events.wire import EventBatch, read_batch
 
 _log = structlog.get_logger(__name__)
 

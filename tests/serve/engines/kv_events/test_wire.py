@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tokenmill.errors import ProtocolError
 from tokenmill.protocol.kv_events import CacheTier
-from tokenmill.serve.engines.vllm.kv_wire import (
+from tokenmill.serve.engines.kv_events.wire import (
     EngineCleared,
     EngineRemoved,
     EngineStored,

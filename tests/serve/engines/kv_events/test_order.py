@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmill.serve.engines.vllm.kv_wire import EventBatch
-from tokenmill.serve.engines.vllm.sequence import MessageOrder, Verdict
+from tokenmill.serve.engines.kv_events.order import MessageOrder, Verdict
+from tokenmill.serve.engines.kv_events.wire import EventBatch
 
 
 def batch(number: int) -> EventBatch:

@@ -1,4 +1,4 @@
-"""What one vLLM server is doing for us: open requests, counts, the load that follows from both sides' view.
+"""What one server is doing for us: open requests, counts, the load that follows from both sides' view.
 
 Plain object. Exists because the server's own metrics are read a few times a second, while a router wants to
 know at once what was sent. It must not know HTTP or time.
@@ -11,7 +11,7 @@ from collections import Counter
 from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.ids import RequestId, Role
 from tokenmill.protocol.metrics import StepMetrics
-from tokenmill.serve.engines.vllm.metrics import EngineGauges
+from tokenmill.serve.engines.remote.gauges import EngineGauges
 
 
 class LoadBooks:

@@ -6,9 +6,9 @@ import random
 
 from tokenmill.protocol.block_hashes import block_hashes
 from tokenmill.protocol.kv_events import BlocksRemoved, BlocksStored, CacheCleared, CacheTier, KvEvent
-from tokenmill.serve.engines.vllm import translation as translation_module
-from tokenmill.serve.engines.vllm.kv_wire import EngineCleared, EngineRemoved, EngineStored
-from tokenmill.serve.engines.vllm.translation import BlockTranslation
+from tokenmill.serve.engines.kv_events import translation as translation_module
+from tokenmill.serve.engines.kv_events.translation import BlockTranslation
+from tokenmill.serve.engines.kv_events.wire import EngineCleared, EngineRemoved, EngineStored
 
 SIZE = 4
 TOKENS = list(range(100, 132))

@@ -1,0 +1,1 @@
+"""KV events of engines that are servers of their own: read from ZMQ, put in order, told in our names."""
