@@ -94,3 +94,18 @@ class PromptScored(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 Item = Tokens | Finished | Offered | Failed | Load | PromptScored | KvEvents
+
+
+def join_tokens(earlier: Tokens, later: Item) -> Tokens | Finished | None:
+    """Return one item that says what both do in turn, or None where there is none."""
+    if not isinstance(later, Tokens | Finished):
+        return None
+    if later.tokens and earlier.index + len(earlier.tokens) != later.index:
+        return None
+    if (earlier.logprobs is None) != (later.logprobs is None) and later.tokens:
+        return None
+    logprobs = None if earlier.logprobs is None else [*earlier.logprobs, *(later.logprobs or [])]
+    tokens = [*earlier.tokens, *later.tokens]
+    if isinstance(later, Tokens):
+        return Tokens(earlier.index, tokens, logprobs)
+    return Finished(earlier.index, tokens, later.reason, later.stop_token, later.cached_tokens, logprobs)

@@ -1,7 +1,8 @@
 """The shell around an embedded engine: one thread that steps, one event loop that talks.
 
 The engine thread feeds events to the step scheduler, carries its plan to the executor, and hands what the
-step gave to the event loop in one call: one wake-up a step, whatever the batch. Moving KV blocks is the event
+step gave to the event loop: at most one wake-up a step, whatever the batch, and none while the loop has not
+yet taken what earlier steps gave. Moving KV blocks is the event
 loop's business; its outcomes come back to the thread as events. The thread alone touches scheduler and
 executor; the loop alone touches transport and sink.
 """
@@ -46,6 +47,7 @@ from tokenmill.serve.engines.base import (
     StepResult,
 )
 from tokenmill.serve.engines.handover import Handover, KvInstruction
+from tokenmill.serve.engines.outbox import JoinedItems
 from tokenmill.serve.transfer.base import KvTransport
 
 log = structlog.get_logger(__name__)
@@ -86,6 +88,9 @@ class SteppedEngine:
         self._handover = Handover(transport, self._post, lease_s=lease_s)
         self._answers = Answers()
         self._inbox: deque[Event | GenerateRequest] = deque()
+        # What the loop has not taken yet: no more than open requests may still generate.
+        self._outbox: deque[tuple[EngineOutput, list[KvInstruction]]] = deque()
+        self._loop_called = False
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -194,18 +199,33 @@ class SteppedEngine:
     def _say(self, items: list[tuple[RequestId, Item]]) -> None:
         self._sink(EngineOutput(items, self._metrics, []))
 
-    def _deliver(self, output: EngineOutput, moves: list[KvInstruction]) -> None:
-        """Take what a step gave: carry out what concerns KV blocks, pass the rest on."""
+    def _take_outbox(self) -> None:
+        """Take what steps gave since the last time."""
+        self._loop_called = False  # first: what is put in from now on may not be seen below
+        outbox = self._outbox
+        if not outbox:
+            return
+        output = self._moved(*outbox.popleft())
+        if outbox:
+            joined, kv_events = JoinedItems(), list(output.kv_events)
+            joined.add(output.items)
+            while outbox:
+                output = self._moved(*outbox.popleft())
+                joined.add(output.items)
+                kv_events += output.kv_events
+            output = EngineOutput(joined.items, output.metrics, kv_events)
         self._metrics = output.metrics
+        self._sink(output)
+
+    def _moved(self, output: EngineOutput, moves: list[KvInstruction]) -> EngineOutput:
+        """Carry out what concerns KV blocks; return what is to be passed on."""
         for request_id, item in output.items:
             if isinstance(item, Finished | Failed):
                 self._handover.forget(request_id)
         if self._stopping:
             moves = []  # the transport is closing, and ends what it has by itself
         offers = [offer for move in moves if (offer := self._handover.carry_out(move)) is not None]
-        self._sink(
-            EngineOutput(offers + output.items, output.metrics, output.kv_events) if offers else output
-        )
+        return EngineOutput(offers + output.items, output.metrics, output.kv_events) if offers else output
 
     def _break(self, why: str) -> None:
         if not self._broken.done():
@@ -214,12 +234,14 @@ class SteppedEngine:
     def _thread_ended(self, open_ids: list[RequestId]) -> None:
         """End what the thread had open and what it never saw. Here, since here alone requests come in."""
         self._stopping = True
+        self._take_outbox()
         waiting = [event.request_id for event in self._inbox if isinstance(event, GenerateRequest)]
         self._inbox.clear()
         if open_ids or waiting:
             end = _BROKEN if self._broken.done() else _gone()
             items: list[tuple[RequestId, Item]] = [(each, end) for each in (*open_ids, *waiting)]
-            self._deliver(EngineOutput(items, StepMetrics(), []), [])
+            self._outbox.append((EngineOutput(items, StepMetrics(), []), []))
+            self._take_outbox()
 
     # On the engine's thread ----------------------------------------------------------------------
 
@@ -343,7 +365,10 @@ class SteppedEngine:
                 self._executor.retire(instruction.request_id)
         scheduler = self._scheduler
         output = EngineOutput(items, scheduler.metrics(self._step_ms), scheduler.drain_kv_events())
-        self._call(self._deliver, output, moves)
+        self._outbox.append((output, moves))
+        if not self._loop_called:
+            self._loop_called = True
+            self._call(self._take_outbox)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         try:

@@ -16,7 +16,7 @@ from tokenmill.clock import Clock
 from tokenmill.protocol.calls import Call, Generate, Subscribe, SubscribeKv
 from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.ids import RequestId
-from tokenmill.protocol.items import Failed, Finished, Item, Load, Tokens
+from tokenmill.protocol.items import Failed, Finished, Item, Load, Tokens, join_tokens
 from tokenmill.protocol.kv_events import KvEvent, KvEvents
 from tokenmill.protocol.metrics import StepMetrics
 from tokenmill.serve.engines.base import EngineOutput
@@ -242,14 +242,4 @@ def merge_items(earlier: Item, later: Item) -> Item | None:
         return later
     if isinstance(earlier, KvEvents) and isinstance(later, KvEvents):
         return merge_events(earlier, later)
-    if not isinstance(earlier, Tokens) or not isinstance(later, Tokens | Finished):
-        return None
-    if later.tokens and earlier.index + len(earlier.tokens) != later.index:
-        return None
-    if (earlier.logprobs is None) != (later.logprobs is None) and later.tokens:
-        return None
-    logprobs = None if earlier.logprobs is None else [*earlier.logprobs, *(later.logprobs or [])]
-    tokens = [*earlier.tokens, *later.tokens]
-    if isinstance(later, Tokens):
-        return Tokens(earlier.index, tokens, logprobs)
-    return Finished(earlier.index, tokens, later.reason, later.stop_token, later.cached_tokens, logprobs)
+    return join_tokens(earlier, later) if isinstance(earlier, Tokens) else None
