@@ -36,6 +36,8 @@ PLANTS = ((8, 1.0), (8, 2.0), (8, 4.0), (64, 16.0), (64, 24.0))
 
 POLICIES = ("kv", "round-robin", "least-loaded", "power-of-two", "random", "session")
 BLOCKS, BLOCK_TOKENS, SEQUENCES, STEP_TOKENS = 16384, 64, 256, 8192
+JOIN_TOKENS = 6144
+"""Three quarters of a step: past that, our step scheduler lets a prompt that is nearly done go alone."""
 
 GOALS = {"prefix_hit": 1.2, "ttft_mean_ms": 0.85}
 """Our kv policy over Dynamo's: at least, and at most."""
@@ -78,6 +80,7 @@ def ours(trace: Path, workers: int, speedup: float, policy: str, seed: int = 0) 
             max_model_len=BLOCKS * BLOCK_TOKENS,
             block_tokens=BLOCK_TOKENS,
             token_budget=STEP_TOKENS,
+            join_tokens=JOIN_TOKENS,
             max_sequences=SEQUENCES,
             max_waiting=100_000,
         ),

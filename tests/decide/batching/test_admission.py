@@ -67,6 +67,7 @@ def test_an_empty_prompt_is_the_callers_bug(drive) -> None:
         ("block_tokens", 0),
         ("token_budget", 0),
         ("prefill_budget", 0),
+        ("join_tokens", 0),
         ("max_sequences", 0),
         ("max_waiting", 0),
         ("watermark", 1.0),

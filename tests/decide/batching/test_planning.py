@@ -32,6 +32,28 @@ def test_the_prefill_budget_keeps_decode_steps_short(drive) -> None:
     assert engine.chunks(engine.plan()) == [("a", 4, 1), ("b", 5, 3), ("c", 0, 2)]
 
 
+def test_a_prompt_that_is_nearly_done_goes_alone_past_join_tokens(drive) -> None:
+    engine = drive(token_budget=20, join_tokens=6)
+    engine.add("a", 10)
+    engine.add("b", 30)
+    plan = engine.plan()
+    assert engine.chunks(plan) == [("a", 0, 10)]
+    engine.execute(plan)
+    plan = engine.plan()
+    assert engine.chunks(plan) == [("a", 10, 1), ("b", 0, 19)]
+
+
+def test_others_join_a_small_step_as_far_as_join_tokens(drive) -> None:
+    engine = drive(token_budget=20, join_tokens=6)
+    engine.add("a", 2)
+    engine.add("b", 30)
+    engine.add("c", 3)
+    plan = engine.plan()
+    assert engine.chunks(plan) == [("a", 0, 2), ("b", 0, 4)]
+    engine.execute(plan)
+    assert engine.chunks(engine.plan()) == [("a", 2, 1), ("b", 4, 19)]
+
+
 def test_begun_prefill_goes_on_before_new_ones_even_of_higher_priority(drive) -> None:
     engine = drive(token_budget=8, max_sequences=4)
     engine.add("a", 20)

@@ -41,7 +41,9 @@ def arrivals(prompt_tokens: list[int], load: float, seed: int = 3) -> list[tuple
     return out
 
 
-def mean_ttft_s(prefill_budget: int, requests: list[tuple[float, int]]) -> float:
+def mean_ttft_s(
+    prefill_budget: int, requests: list[tuple[float, int]], join_tokens: int | None = None
+) -> float:
     scheduler = Scheduler(
         BatchingConfig(
             total_blocks=100_000,
@@ -49,6 +51,7 @@ def mean_ttft_s(prefill_budget: int, requests: list[tuple[float, int]]) -> float
             role=Role.PREFILL,
             token_budget=4 * SATURATION,
             prefill_budget=prefill_budget,
+            join_tokens=join_tokens,
             prefix_cache=False,
         )
     )
@@ -103,3 +106,11 @@ def test_prompts_that_do_not_fit_evenly_waste_no_step() -> None:
     """Unsplit, prompts of 0.6 budgets take a step each, and at 90% load the queue would never empty."""
     requests = arrivals([SATURATION * 6 // 10] * 300, 0.9)
     assert mean_ttft_s(SATURATION, requests) < 10 * FLOOR_S
+
+
+@pytest.mark.parametrize("mean_tokens", [300, 1400])
+@pytest.mark.parametrize("load", [0.8, 0.9])
+def test_above_saturation_a_step_is_better_not_shared(mean_tokens: int, load: float) -> None:
+    requests = arrivals(mixed_lengths(mean_tokens), load)
+    alone = mean_ttft_s(4 * SATURATION, requests, join_tokens=SATURATION)
+    assert alone < mean_ttft_s(4 * SATURATION, requests)

@@ -63,6 +63,7 @@ configs = st.builds(
     max_model_len=st.integers(12, 40),
     token_budget=st.integers(2, 16),
     prefill_budget=st.none() | st.integers(1, 8),
+    join_tokens=st.none() | st.integers(1, 8),
     max_sequences=st.integers(2, 5),
     max_waiting=st.integers(2, 6),
     prefix_cache=st.sampled_from([True, True, False]),

@@ -26,6 +26,7 @@ def check_config(config: BatchingConfig) -> None:
         "block_tokens": config.block_tokens,
         "token_budget": config.token_budget,
         "prefill_budget": 1 if config.prefill_budget is None else config.prefill_budget,
+        "join_tokens": 1 if config.join_tokens is None else config.join_tokens,
         "max_sequences": config.max_sequences,
         "max_waiting": config.max_waiting,
     }

@@ -90,6 +90,9 @@ def _check_plan(batch: Batch, planned: list[Tracked], plan: StepPlan | None) -> 
     assert plan.decode_tokens + plan.prefill_tokens <= batch.config.token_budget, "token_budget"
     if batch.config.prefill_budget is not None:
         assert plan.prefill_tokens <= batch.config.prefill_budget, "prefill_budget"
+    shared = sum(chunk.length for chunk in plan.chunks[plan.decode_tokens + 1 :])
+    if batch.config.join_tokens is not None and shared:
+        assert plan.prefill_tokens <= batch.config.join_tokens, "join_tokens"
     for place, chunk in enumerate(chunks):
         sequence = planned[place]
         assert sequence.state is SequenceState.RUNNING, "a planned sequence left before its step ended"

@@ -5,7 +5,8 @@ prefill budget is always filled, by a part of the last prompt if need be. That i
 budget is the point up to which a step takes about the same time however many tokens it computes, so that a
 part that fits under it delays nobody, while leaving it out wastes the device and, under load, delays all who
 come later (prompts of 0.6 budgets each would use 60% of the device in every step). A larger batch than the
-budget does delay its first prompts, to the time of its last: hence no step goes beyond.
+budget does delay its first prompts, to the time of its last: hence no step goes beyond. Where the budget is
+larger than that point, for the sake of long prompts, ``join_tokens`` says how far a step is shared.
 
 It must not know what the tokens are or how the engine computes.
 """
@@ -35,6 +36,7 @@ class StepDraft:
         self._room = batch.config.token_budget - self.decode_tokens
         if batch.config.prefill_budget is not None:
             self._room = min(self._room, batch.config.prefill_budget)
+        self._join_tokens = batch.config.join_tokens
         self.prefill_tokens = 0
         for sequence in batch.prefilling:
             self._add_prefill(sequence)
@@ -74,6 +76,8 @@ class StepDraft:
             self.chunks.append(Chunk(sequence, start, length, start + length == end))
             self._room -= length
             self.prefill_tokens += length
+            if self._join_tokens is not None:
+                self._room = min(self._room, self._join_tokens - self.prefill_tokens)
 
     def _admit(self) -> None:
         """Take sequences from the queue, in order, while there is room for the first of them.

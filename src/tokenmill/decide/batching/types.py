@@ -22,6 +22,9 @@ class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True):
     tokens that one step computes. ``prefill_budget``: most prefill tokens in one step (None: what the
     decodes leave of ``token_budget``); in the prefill role it is the saturation point: a step takes the
     oldest prompts until it is reached and no more, since a larger batch only delays the first of them.
+    ``join_tokens``: no further prompt joins a step that computes so many prefill tokens already, or more of
+    one than reaches it (None: the budget is always filled). For budgets above the saturation point: there a
+    prompt that is nearly done waits for all that joins its step.
     ``watermark``: share of all blocks that admission leaves free for running sequences to grow into.
     ``max_waiting``: the bound on the queue. ``max_model_len``: tokens, prompt plus output.
     """
@@ -32,6 +35,7 @@ class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int = 16
     token_budget: int = 2048
     prefill_budget: int | None = None
+    join_tokens: int | None = None
     max_sequences: int = 256
     max_waiting: int = 4096
     prefix_cache: bool = True

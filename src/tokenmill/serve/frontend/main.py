@@ -15,7 +15,7 @@ import structlog
 from tokenmill.errors import ConfigError, ServiceError, TokenmillError
 from tokenmill.serve.fabric.registry import Registry
 from tokenmill.serve.frontend.wiring import wired
-from tokenmill.serve.process import Readiness, configure_logging, stop_requests
+from tokenmill.serve.process import Readiness, configure_logging, settle, stop_requests
 from tokenmill.spec.process import FrontendConfig
 
 _log = structlog.get_logger(__name__)
@@ -53,8 +53,7 @@ async def run(config: FrontendConfig, registry: Registry | None = None) -> int:
             server = front.server
             broken.add_done_callback(lambda why: stop.ask(why.result(), at_once=True))
             readiness.ready(url=front.url, **({"own_url": front.own_url} if front.own_url else {}))
-            gc.collect()
-            gc.freeze()
+            settle()
             gc.set_threshold(_GC_THRESHOLD, 20, 100)
             await stop.wait()
             _log.info("draining", reason=stop.reason, connections=server.connection_count)
