@@ -322,6 +322,17 @@ def test_a_replay_that_only_busy_workers_may_have_lets_who_comes_pass():
     assert admission.handle(RoomChanged(), 50.02) == [Place(RequestId("r"))]
 
 
+def test_those_whom_nobody_may_have_count_as_tokens_that_wait():
+    desk = Desk(busy=False, max_queued_tokens=20)
+    admission, now = desk.admission, desk.now
+    admission.handle(arrived("a", 11), now)
+    admission.handle(PassedOver(RequestId("a"), nobody=True), now)
+    assert [each.reason for each in desk.arrive("b", 11)] == [RefusedFor.QUEUE_FULL]
+    admission.room.worker_gone(WorkerId("w"))
+    desk.handle(WorkersChanged())
+    assert admission.stats(now).queued_tokens == 11
+
+
 def test_a_parked_replay_is_tried_again_when_workers_come():
     desk = Desk(busy=False)
     admission, now = desk.admission, desk.now

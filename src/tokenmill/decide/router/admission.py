@@ -83,6 +83,7 @@ class Admission:
         self._rate = DrainRate()
         self._waiting: dict[RequestId, Waiting] = {}  # in order of arrival; parked ones too
         self._parked: dict[RequestId, Waiting] = {}  # nobody at all may have them; in order of parking
+        self._parked_tokens = 0
         self._groups: dict[str, dict[RequestId, Waiting]] = {}
         self._placing: Waiting | None = None
         self._pause = Pause()
@@ -159,7 +160,7 @@ class Admission:
         """Who must go for it; None: it cannot stay."""
         settings, queue = self.settings, self._queue
         count_over = len(self._waiting) + 1 - settings.max_queued
-        tokens_over = queue.tokens + entry.tokens - settings.max_queued_tokens
+        tokens_over = queue.tokens + self._parked_tokens + entry.tokens - settings.max_queued_tokens
         if entry.begun or (count_over <= 0 and tokens_over <= 0):
             return []
         victims = queue.victims_for(entry, count_over, tokens_over)
@@ -198,7 +199,9 @@ class Admission:
             del group[entry.request_id]
             if not group:
                 del self._groups[entry.group]
-        if self._parked.pop(entry.request_id, None) is None and entry.queued:
+        if self._parked.pop(entry.request_id, None) is not None:
+            self._parked_tokens -= entry.tokens
+        elif entry.queued:
             self._queue.remove(entry)
         self._watch_rate(now)
 
@@ -252,6 +255,7 @@ class Admission:
         entry.parked_at = now
         self._queue.remove(entry)
         self._parked[entry.request_id] = entry
+        self._parked_tokens += entry.tokens
         self._watch_rate(now)
         return self._next(now)
 
@@ -269,6 +273,7 @@ class Admission:
                 entry.parked_at = None
                 self._queue.push(entry, now)
             self._parked.clear()
+            self._parked_tokens = 0
         overdue = self._overdue(now)
         refused = [self._refusal(entry, reason, now) for entry, reason in overdue]
         for entry, _ in overdue:
@@ -362,7 +367,8 @@ class Admission:
         assert {**queued, **self._parked} == self._waiting
         bounded = [entry for entry in self._waiting.values() if not entry.begun]
         assert len(bounded) <= self.settings.max_queued
-        assert sum(e.tokens for e in bounded if e.queued) <= self.settings.max_queued_tokens
+        assert sum(entry.tokens for entry in bounded) <= self.settings.max_queued_tokens
+        assert self._parked_tokens == sum(entry.tokens for entry in self._parked.values())
         grouped = {name: one for group in self._groups.values() for name, one in group.items()}
         assert grouped == {name: one for name, one in self._waiting.items() if one.group}
         assert all(self._groups.values())
