@@ -7,9 +7,11 @@ must not know routes or roles.
 
 from __future__ import annotations
 
+from tokenmill.decide.fleet.links import Link
+from tokenmill.decide.perf.corrected import CorrectedStepTime
 from tokenmill.decide.perf.online import OnlineStepTime, Steps
 from tokenmill.decide.perf.regression import Features, Prior, Regression
-from tokenmill.decide.perf.step_time import LinearStepTime
+from tokenmill.decide.perf.step_time import LinearStepTime, StepTimeModel
 from tokenmill.decide.perf.transfer_time import OnlineTransferTime
 from tokenmill.protocol.ids import WorkerId
 from tokenmill.protocol.metrics import StepMetrics
@@ -35,11 +37,15 @@ _PACES = Prior(
 )
 
 
+ClassSteps = OnlineStepTime | CorrectedStepTime
+"""What a class has in common: learned from a guess, or trusted and corrected."""
+
+
 class WorkerTimes:
     """One worker's times, a ``StepTimeModel``: its class's decodes at its pace of decoding, and what prompts
     add to them at its pace of prefill. Two paces, since devices differ in memory and in arithmetic."""
 
-    def __init__(self, steps: OnlineStepTime, transfers: OnlineTransferTime) -> None:
+    def __init__(self, steps: ClassSteps, transfers: OnlineTransferTime) -> None:
         self._steps = steps
         self._class_transfers = transfers
         self._transfers = OnlineTransferTime()
@@ -114,8 +120,21 @@ class WorkerTimes:
             return class_ms, class_ms
         return class_ms, min(class_ms, self._steps.mixed_ms(0, 0, sequences, decode_context))
 
-    def transfer_ms(self, tokens: float) -> float:
-        """Return how long fetching the KV of ``tokens`` tokens takes this worker, milliseconds."""
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """See ``StepTimeModel``."""
+        return self._steps.kv_bytes_per_token
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """See ``StepTimeModel``."""
+        return self._steps.kv_capacity_tokens
+
+    def transfer_ms(self, tokens: float, link: Link | None = None) -> float:
+        """Return how long fetching the KV of ``tokens`` tokens takes this worker, milliseconds: as measured,
+        unless ``link`` says over what."""
+        if link is not None:
+            return self._steps.transfer_ms(tokens, link)
         known = self._transfers if self._transfers.samples >= OWN_TRANSFERS else self._class_transfers
         return known.transfer_ms(tokens)
 
@@ -129,16 +148,24 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._workers: dict[WorkerId, WorkerTimes] = {}
-        self._classes: dict[str, tuple[OnlineStepTime, OnlineTransferTime]] = {}
+        self._classes: dict[str, tuple[ClassSteps, OnlineTransferTime]] = {}
 
-    def joined(self, worker: WorkerId, device_class: str, prior: LinearStepTime | None = None) -> WorkerTimes:
+    def joined(
+        self,
+        worker: WorkerId,
+        device_class: str,
+        prior: LinearStepTime | None = None,
+        trusted: StepTimeModel | None = None,
+    ) -> WorkerTimes:
         """A worker came. ``device_class``: equal for workers that should be equally fast (device, model,
-        engine). ``prior``: the guess for a class that is new. One that is known keeps its times."""
+        engine). ``prior``: the guess for a class that is new, ``trusted``: times that were measured before,
+        which are only corrected. A class that is known keeps its times."""
         known = self._workers.get(worker)
         if known is not None:
             return known
         if device_class not in self._classes:
-            self._classes[device_class] = (OnlineStepTime(prior), OnlineTransferTime())
+            steps = OnlineStepTime(prior) if trusted is None else CorrectedStepTime(trusted)
+            self._classes[device_class] = (steps, OnlineTransferTime())
         times = self._workers[worker] = WorkerTimes(*self._classes[device_class])
         return times
 

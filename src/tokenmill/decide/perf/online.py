@@ -14,6 +14,7 @@ import math
 from bisect import bisect_right
 from typing import Final
 
+from tokenmill.decide.fleet.links import Link
 from tokenmill.decide.perf.regression import Prior, Regression
 from tokenmill.decide.perf.step_time import LinearStepTime
 from tokenmill.protocol.metrics import StepMetrics
@@ -59,7 +60,8 @@ class OnlineStepTime:
     """
 
     def __init__(self, prior: LinearStepTime | None = None) -> None:
-        self._regression = Regression(_prior(prior or LinearStepTime()), absolute_noise=CLOCK_NOISE_MS)
+        self._guess = prior or LinearStepTime()
+        self._regression = Regression(_prior(self._guess), absolute_noise=CLOCK_NOISE_MS)
         self._weights = self._regression.weights
         self._seen = Steps()
 
@@ -108,6 +110,20 @@ class OnlineStepTime:
             + weights[_PREFILL_CONTEXT] * prefill_context
             + weights[_DECODE_CONTEXT] * decode_context
         )
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """See ``StepTimeModel``; the guess's, since steps don't show it."""
+        return self._guess.kv_bytes_per_token
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """See ``StepTimeModel``; the guess's."""
+        return self._guess.kv_capacity_tokens
+
+    def transfer_ms(self, tokens: float, link: Link | None = None) -> float:
+        """See ``StepTimeModel``; the guess's."""
+        return self._guess.transfer_ms(tokens, link)
 
     def confidence(
         self, new_tokens: float, prefill_context: float, sequences: float, decode_context: float

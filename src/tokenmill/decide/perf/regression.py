@@ -45,9 +45,9 @@ class Prior(NamedTuple):
 
     ``weights``: the guess, none negative. ``own_sd``: for each, how far its ratio to the others may be off,
     as a share of it. ``floor_sd``: for each, uncertainty where the guess is 0, in the weight's unit.
-    ``kinship``: for two weights, from 0 to 1, how much of ``own_sd`` they have in common. ``least``: no
-    weight gets smaller. ``scale_sd``: uncertainty of a scale that all weights have in common, as a share,
-    once the first sample has set it; 0: they have none in common.
+    ``kinship``: for two weights, from 0 to 1, how much of ``own_sd`` they have in common. ``least``,
+    ``most``: no weight gets smaller or larger. ``scale_sd``: uncertainty of a scale that all weights have
+    in common, as a share, once the first sample has set it; 0: they have none in common.
     """
 
     weights: tuple[float, ...]
@@ -55,6 +55,7 @@ class Prior(NamedTuple):
     floor_sd: tuple[float, ...]
     kinship: tuple[tuple[float, ...], ...]
     least: float = 0.0
+    most: float = math.inf
     scale_sd: float = SCALE_SD
 
 
@@ -119,9 +120,9 @@ class Regression:
             return
         trust = variance / (variance + noise)
         step = max(trust, LEAST_GAIN) * clipped / variance
-        weights, least = self.weights, self._prior.least
+        weights, least, most = self.weights, self._prior.least, self._prior.most
         for index, gain in enumerate(gains):
-            weights[index] = max(least, weights[index] + gain * step)
+            weights[index] = min(most, max(least, weights[index] + gain * step))
         if trust > LEAST_GAIN:
             self._shrink(gains, trust / variance)
         self._note_noise(clipped, predicted, variance)
@@ -157,8 +158,8 @@ class Regression:
     def _start_anew(self, measured: float, predicted: float) -> None:
         """Fit the common scale to one sample, and doubt the shape as the prior was doubted."""
         if predicted > 0 and self._prior.scale_sd:
-            scale, least = measured / predicted, self._prior.least
-            self.weights[:] = [max(least, weight * scale) for weight in self.weights]
+            scale, least, most = measured / predicted, self._prior.least, self._prior.most
+            self.weights[:] = [min(most, max(least, weight * scale)) for weight in self.weights]
         self._surprises = 0
         self._doubt()
 

@@ -1,14 +1,18 @@
 """The seam for step times, and the simplest model behind it.
 
-A step's work is described by four sums, so that asking costs well under a microsecond whatever the
-batch: new prefill tokens, the context those attend to, decoding sequences, and the context those read.
+A step's work is described by four sums, so that asking costs about a microsecond whatever the batch: new
+prefill tokens, the context those attend to, decoding sequences, and the context those read. ``prompts_work``
+makes the sums of a list of prompts. A model is of one replica: all the GPUs of one engine together.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
 
 import msgspec
+
+from tokenmill.decide.fleet.links import DEFAULT_LINK, Link
 
 
 class StepTimeModel(Protocol):
@@ -28,6 +32,48 @@ class StepTimeModel(Protocol):
     ) -> float:
         """A step that does both."""
         ...
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """KV cache of one token over all layers and all of the replica's GPUs, bytes."""
+        ...
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """Tokens whose KV the replica's memory holds, weights and working memory taken off."""
+        ...
+
+    def transfer_ms(self, tokens: float, link: Link | None = None) -> float:
+        """The KV of ``tokens`` tokens from one device to another over ``link``. None: over what this model
+        has measured, or its own guess."""
+        ...
+
+
+class PromptsWork(NamedTuple):
+    """The two sums that describe prompts in a step."""
+
+    new_tokens: float
+    context_tokens: float
+
+
+def prompts_work(prompts: Iterable[tuple[float, float]]) -> PromptsWork:
+    """Return the sums of prompts given as (new tokens, cached tokens)."""
+    total = context = 0.0
+    for new, cached in prompts:
+        total += new
+        context += new * cached + new * (new + 1) / 2
+    return PromptsWork(total, context)
+
+
+def prefill_batch_ms(times: StepTimeModel, prompts: Iterable[tuple[float, float]]) -> float:
+    """Return the time of a step that computes prompts of (new tokens, cached tokens), milliseconds."""
+    return times.prefill_ms(*prompts_work(prompts))
+
+
+def decode_batch_ms(times: StepTimeModel, contexts: Iterable[float]) -> float:
+    """Return the time of a decode step of sequences of the given lengths, milliseconds."""
+    lengths = list(contexts)
+    return times.decode_ms(len(lengths), sum(lengths))
 
 
 def prompt_ms(
@@ -74,6 +120,10 @@ class LinearStepTime(msgspec.Struct, frozen=True, kw_only=True):
     """Attention of one new token to one earlier token: 4 * hidden * layers FLOP."""
     decode_sequence_ms: float = 0.02
     decode_context_ms: float = 4e-5
+    kv_bytes_per_token: float = 131072.0
+    """8 key-value heads of 128, 32 layers, bfloat16."""
+    kv_capacity_tokens: int = 420_000
+    """What 16 GB of weights leave of nine tenths of 80 GB."""
 
     def prefill_ms(self, new_tokens: float, context_tokens: float) -> float:
         """See ``StepTimeModel``."""
@@ -90,6 +140,10 @@ class LinearStepTime(msgspec.Struct, frozen=True, kw_only=True):
         products_ms = new_tokens * self.prefill_token_ms + sequences * self.decode_sequence_ms
         attention_ms = prefill_context * self.prefill_context_ms + decode_context * self.decode_context_ms
         return max(self.fixed_ms, products_ms) + attention_ms
+
+    def transfer_ms(self, tokens: float, link: Link | None = None) -> float:
+        """See ``StepTimeModel``."""
+        return (link or DEFAULT_LINK).transfer_ms(tokens * self.kv_bytes_per_token)
 
     def saturating_tokens(self) -> int:
         """Return the smallest prefill batch that saturates the device: a smaller one takes as long."""

@@ -1,0 +1,135 @@
+"""NVIDIA's Blackwell GPUs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tokenmill.decide.fleet.catalogue import Gpu
+from tokenmill.decide.fleet.gpus.sources import COREWEAVE, HALF, NIC_400G, NIC_800G, PCIE5, sources
+
+_CORE: Final = "system file of aiconfigurator-core 0.12"
+_NO_PRICE: Final = "no list price known; that of the {} by memory bandwidth and size: give your own"
+
+BLACKWELL: Final = (
+    Gpu(
+        name="b200-sxm",
+        maker="NVIDIA",
+        aliases=("b200", "b200-hgx"),
+        memory_gib=179,
+        memory_gb_per_s=7700,
+        tflops={
+            "fp32": 75.0,
+            "tf32": 1125.0,
+            "bf16": 2250.0,
+            "fp16": 2250.0,
+            "fp8": 4500.0,
+            "int8": 4500.0,
+            "fp4": 9000.0,
+        },
+        peer_gb_per_s=900,
+        pcie_gb_per_s=64,
+        nic_gb_per_s=50,
+        power_w=1000,
+        dollars_per_hour=8.60,
+        sources=sources(
+            "NVIDIA HGX B200 data sheet, 2025 (an eighth of the board)" + HALF,
+            memory_gib="nvidia-smi: 183,359 MiB",
+            pcie_gb_per_s=PCIE5,
+            nic_gb_per_s=NIC_400G,
+            dollars_per_hour=COREWEAVE,
+        ),
+    ),
+    Gpu(
+        name="gb200",
+        maker="NVIDIA",
+        aliases=("gb200-nvl72",),
+        memory_gib=185,
+        memory_gb_per_s=8000,
+        tflops={
+            "fp32": 80.0,
+            "tf32": 1250.0,
+            "bf16": 2500.0,
+            "fp16": 2500.0,
+            "fp8": 5000.0,
+            "int8": 5000.0,
+            "fp4": 10000.0,
+        },
+        peer_gb_per_s=900,
+        pcie_gb_per_s=64,
+        nic_gb_per_s=50,
+        power_w=1200,
+        dollars_per_hour=10.50,
+        gpus_per_node=72,
+        sources=sources(
+            "NVIDIA GB200 NVL72 data sheet, 2025 (a 72nd of the rack, which is one NVLink domain)" + HALF,
+            memory_gib="nvidia-smi: 189,471 MiB",
+            pcie_gb_per_s=PCIE5,
+            nic_gb_per_s=NIC_400G,
+            power_w=_CORE,
+            dollars_per_hour=COREWEAVE,
+        ),
+    ),
+    Gpu(
+        name="b300-sxm",
+        maker="NVIDIA",
+        aliases=("b300", "b300-hgx"),
+        memory_gib=268,
+        memory_gb_per_s=7750,
+        tflops={"bf16": 2250.0, "fp16": 2250.0, "fp8": 4500.0, "int8": 153.5, "fp4": 14000.0},
+        peer_gb_per_s=900,
+        pcie_gb_per_s=64,
+        nic_gb_per_s=100,
+        power_w=1100,
+        dollars_per_hour=10.75,
+        sources=sources(
+            "NVIDIA HGX B300 data sheet, 2025 (an eighth of the board)" + HALF,
+            memory_gib="nvidia-smi: 275,040 MiB",
+            pcie_gb_per_s=PCIE5,
+            nic_gb_per_s=NIC_800G,
+            power_w=_CORE,
+            dollars_per_hour=_NO_PRICE.format("B200"),
+        ),
+    ),
+    Gpu(
+        name="gb300",
+        maker="NVIDIA",
+        aliases=("gb300-nvl72",),
+        memory_gib=277,
+        memory_gb_per_s=8000,
+        tflops={"bf16": 2500.0, "fp16": 2500.0, "fp8": 5000.0, "int8": 165.0, "fp4": 15000.0},
+        peer_gb_per_s=900,
+        pcie_gb_per_s=64,
+        nic_gb_per_s=100,
+        power_w=1400,
+        dollars_per_hour=13.10,
+        gpus_per_node=72,
+        sources=sources(
+            "NVIDIA GB300 NVL72 data sheet, 2025 (a 72nd of the rack, which is one NVLink domain)" + HALF,
+            memory_gib="nvidia-smi: 284,208 MiB",
+            pcie_gb_per_s=PCIE5,
+            nic_gb_per_s=NIC_800G,
+            power_w=_CORE,
+            dollars_per_hour=_NO_PRICE.format("GB200"),
+        ),
+    ),
+    Gpu(
+        name="rtx-pro-6000",
+        maker="NVIDIA",
+        aliases=("rtx-pro-6000-server", "RTX-PRO-6000-Blackwell-Server-Edition", "rtxpro6000"),
+        memory_gib=95.5,
+        memory_gb_per_s=1792,
+        tflops={"fp32": 117.0, "bf16": 467.8, "fp16": 467.8, "fp8": 935.6, "int8": 935.6, "fp4": 1871.2},
+        pcie_gb_per_s=64,
+        nic_gb_per_s=50,
+        power_w=600,
+        dollars_per_hour=2.50,
+        sources=sources(
+            "NVIDIA RTX PRO 6000 Blackwell data sheet, 2025",
+            memory_gib="nvidia-smi: 97,887 MiB",
+            tflops=_CORE + ", at the clock it measured",
+            pcie_gb_per_s=PCIE5,
+            nic_gb_per_s=NIC_400G,
+            dollars_per_hour=COREWEAVE,
+        ),
+    ),
+)
