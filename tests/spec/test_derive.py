@@ -66,7 +66,8 @@ def test_the_file_and_the_processes_agree_on_defaults(part, config, knobs):
 def test_every_knob_of_a_worker_can_be_set_in_the_file_or_belongs_to_the_plant():
     plants_own = {
         "registry", "run_dir", "parent_fd", "ready_fd", "log_level", "log_format", "model", "model_name",
-        "stage", "replica", "listen", "transfer_host", "registry_ttl_s", "tp", "pp", "dp", "ep",
+        "stage", "replica", "listen", "registry_ttl_s", "gpus", "tp", "pp", "dp", "ep",
+        "price_input", "price_cached", "price_output",
     }  # fmt: skip
     assert {item.name for item in fields(WorkerConfig)} == plants_own | set(STAGE_KNOBS)
 

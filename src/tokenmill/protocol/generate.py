@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from tokenmill.protocol.handoff import Handoff
 from tokenmill.protocol.ids import RequestId, Role
+from tokenmill.protocol.text import TextRequest
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -15,7 +18,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     draw for output position i depends on (seed, i) alone, so that a handoff, a preemption or a
     migration gives the tokens that one undisturbed worker would. ``logprobs``: None is off, else
     how many alternatives (0 to 20) to report beside the chosen token. ``prompt_logprobs`` likewise
-    for the prompt's tokens. ``logit_bias``: token id -> added to the logit.
+    for the prompt's tokens. ``logit_bias``: token id -> added to the logit. ``constraints``: fields of the
+    client's request that shape the output (``response_format``, ...), unread, for engines that can.
     """
 
     max_tokens: int
@@ -33,6 +37,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_logprobs: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    constraints: dict[str, Any] = {}
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -49,7 +54,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
       If the cache does not come, the worker computes it itself and sends from the first new token
       on; the reader drops what it has already seen.
 
-    ``priority``: larger is sooner. ``cache_salt``: separates prefix caches of different tenants.
+    ``priority``: larger is sooner. ``cache_salt``: separates prefix caches of different tenants. ``text``:
+    what a worker whose engine takes text is asked; the prompt is empty then.
     """
 
     request_id: RequestId
@@ -60,3 +66,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     handoff: Handoff | None = None
     priority: int = 0
     cache_salt: str = ""
+    text: TextRequest | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to be in the cache before the next one is made; estimated where they are text."""
+        return len(self.prompt) + len(self.output) if self.text is None else self.text.tokens

@@ -1,7 +1,8 @@
 """Worker -> frontend: everything a worker says on a request's stream.
 
 A stream of a ``generate`` request carries ``Offered`` (prefill role only, at most once),
-any number of ``Tokens``, and ends with exactly one ``Finished`` or ``Failed``.
+``HandoffLost`` (prefill and decode role, at most once), any number of ``Tokens``, and ends with exactly one
+``Finished`` or ``Failed``.
 A stream of ``subscribe`` carries ``Load``, one of ``subscribe_kv`` ``KvEvents``, until it is cancelled.
 """
 
@@ -14,6 +15,7 @@ import msgspec
 from tokenmill.protocol.handoff import Handoff
 from tokenmill.protocol.kv_events import KvEvents
 from tokenmill.protocol.metrics import StepMetrics
+from tokenmill.protocol.text import TextFinished, TextPieces
 
 
 class FinishReason(StrEnum):
@@ -93,7 +95,29 @@ class PromptScored(msgspec.Struct, frozen=True, array_like=True, tag=6):
     logprobs: list[TokenLogprobs | None]
 
 
-Item = Tokens | Finished | Offered | Failed | Load | PromptScored | KvEvents
+class HandoffLost(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """A decode worker could not fetch the cache that a handoff promised, and computes the prompt itself; or,
+    where its engine cannot, ``Failed`` follows and another pair is asked.
+
+    ``reason``: one of a few words, for counting; ``message``: what happened, for a person.
+    """
+
+    reason: str
+    message: str
+
+
+Item = (
+    Tokens
+    | Finished
+    | Offered
+    | Failed
+    | Load
+    | PromptScored
+    | KvEvents
+    | HandoffLost
+    | TextPieces
+    | TextFinished
+)
 
 
 def join_tokens(earlier: Tokens, later: Item) -> Tokens | Finished | None:

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import msgspec
+
+
+class Circuit(IntEnum):
+    """Whether a worker lets requests through to a server that is not its own."""
+
+    CLOSED = 0
+    """It does: all is well, or there is no such server."""
+    HALF_OPEN = 1
+    """It tries one."""
+    OPEN = 2
+    """The server has failed too often: nobody is let through for a while."""
 
 
 class StepMetrics(msgspec.Struct, frozen=True, array_like=True):
@@ -14,7 +27,8 @@ class StepMetrics(msgspec.Struct, frozen=True, array_like=True):
     that each attended to; ``decode_context_tokens``: the sum of its decoding sequences' lengths.
     ``transfer_tokens_total`` and ``transfer_ms_total``: KV fetched by the handoffs that came in, and the time
     spent on it in milliseconds, waiting for the sender to compute left out. ``receiving_tokens``: whose KV is
-    being fetched or waits for that.
+    being fetched or waits for that. ``circuit``: of an
+    engine behind a circuit breaker.
     """
 
     step: int = 0
@@ -41,3 +55,4 @@ class StepMetrics(msgspec.Struct, frozen=True, array_like=True):
     transfer_tokens_total: int = 0
     transfer_ms_total: float = 0.0
     receiving_tokens: int = 0
+    circuit: Circuit = Circuit.CLOSED

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
-from tokenmill.protocol.ids import Role
 from tokenmill.spec.factory import Factory
+from tokenmill.spec.mixes import EMBEDDED_ENGINES
+from tokenmill.spec.model_checks import check_models
 from tokenmill.spec.nodes import Reader
+from tokenmill.spec.placement import gpus_of_replica
 from tokenmill.spec.plugins import ROUTER_POLICIES, installed
 from tokenmill.spec.problems import Place, did_you_mean, one_of
-from tokenmill.spec.process import EMBEDDED_BLOCK_TOKENS
-from tokenmill.spec.stage import Stage
+from tokenmill.spec.stage import Parallel, Stage
 
-EMBEDDED_ENGINES: Final = ("torch", "sim")
-"""Engines that run in the worker."""
-
-ENGINES: Final = (*EMBEDDED_ENGINES, "vllm")
+ENGINES: Final = (*EMBEDDED_ENGINES, "vllm", "sglang", "trtllm", "openai")
 """What this version can run."""
-
-LATER_ENGINES: Final = ("sglang", "trtllm", "openai")
-"""What the file format knows, but this version cannot run."""
 
 POLICIES: Final = ("kv", "least-loaded", "power-of-two", "round-robin", "random", "session")
 """What the router brings along; others may be installed."""
 
 TRANSPORTS: Final = ("shm", "tcp")
+KV_CONNECTORS: Final = ("nixl", "tokenmill")
 
 
 def check_factory(factory: Factory, reader: Reader, *, complete: bool) -> None:
@@ -60,42 +57,44 @@ def _check_whole(factory: Factory, reader: Reader) -> None:
         elif stage.name == "frontend":
             _blame(reader, f"stages[{index}].name", '"frontend" names the front door; choose another')
         names.setdefault(stage.name, index)
-    roles = {stage.role for stage in factory.stages}
-    for has, lacks in ((Role.PREFILL, Role.DECODE), (Role.DECODE, Role.PREFILL)):
-        if has in roles and lacks not in roles and Role.BOTH not in roles:
-            index = next(i for i, stage in enumerate(factory.stages) if stage.role is has)
-            message = f"a {has} stage needs a {lacks} stage beside it; add one, or use role: both"
-            _blame(reader, f"stages[{index}].role", message)
-    _check_block_sizes(factory, reader)
-
-
-def _check_block_sizes(factory: Factory, reader: Reader) -> None:
-    """KV blocks are handed over as they are, so that their sizes must agree."""
-    sizes = [_block_tokens(stage) for stage in factory.stages]
-    for index, size in enumerate(sizes):
-        if size != sizes[0]:
-            message = f"{size} differs from stages[0]; make it {sizes[0]} too"
-            _blame(reader, f"stages[{index}].block_tokens", message)
-
-
-def _block_tokens(stage: Stage) -> int:
-    return stage.block_tokens or (EMBEDDED_BLOCK_TOKENS if stage.engine in EMBEDDED_ENGINES else 0)
+    check_models(factory, partial(_blame, reader))
 
 
 def _check_stage(stage: Stage, reader: Reader, path: str) -> None:
-    if stage.engine in LATER_ENGINES:
-        message = f'engine "{stage.engine}" is not built into this version; use {one_of(ENGINES)}'
-        _blame(reader, f"{path}.engine", message)
-    elif stage.engine not in ENGINES:
+    if stage.engine not in ENGINES:
         hint = did_you_mean(stage.engine, ENGINES)
         _blame(reader, f"{path}.engine", f'"{stage.engine}" is not {one_of(ENGINES)}.{hint}')
-    elif stage.parallel.tp * stage.parallel.pp * stage.parallel.dp * stage.parallel.ep > 1:
+    elif stage.engine in EMBEDDED_ENGINES and stage.parallel != Parallel():
         message = f'engine "{stage.engine}" runs on one device; remove "parallel"'
         _blame(reader, f"{path}.parallel", message)
+    _check_gpus(stage, reader, f"{path}.gpus")
     for index, name in enumerate(stage.transports):
         if name not in TRANSPORTS:
             hint = did_you_mean(name, TRANSPORTS)
             _blame(reader, f"{path}.transports[{index}]", f'"{name}" is not {one_of(TRANSPORTS)}.{hint}')
+    _check_connector(stage, reader, f"{path}.kv_connector")
+
+
+def _check_connector(stage: Stage, reader: Reader, path: str) -> None:
+    if stage.kv_connector not in KV_CONNECTORS:
+        hint = did_you_mean(stage.kv_connector, KV_CONNECTORS)
+        _blame(reader, path, f'"{stage.kv_connector}" is not {one_of(KV_CONNECTORS)}.{hint}')
+    elif stage.engine != "vllm" and stage.kv_connector != Stage(name="any").kv_connector:
+        _blame(reader, path, f'is for engine "vllm", not "{stage.engine}"; remove it')
+
+
+def _check_gpus(stage: Stage, reader: Reader, path: str) -> None:
+    if not stage.gpus:
+        return
+    needed = gpus_of_replica(stage)
+    if not needed:
+        message = f"are for engines of their own; remove it, or write device: cuda:{stage.gpus[0]}"
+        _blame(reader, path, message)
+    elif len(set(stage.gpus)) < len(stage.gpus):
+        _blame(reader, path, "name one twice; name each once")
+    elif len(stage.gpus) % needed:
+        message = f"are {len(stage.gpus)}, and each replica needs {needed}; list so many, or a multiple"
+        _blame(reader, path, message)
 
 
 def _blame(reader: Reader, path: str, message: str) -> None:

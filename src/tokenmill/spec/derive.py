@@ -8,19 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from tokenmill.errors import ConfigError
-from tokenmill.spec.factory import Factory
+from tokenmill.spec.factory import Factory, Model
 from tokenmill.spec.front import Admission, Frontend, Migration, Router
+from tokenmill.spec.models import ALL_MODELS, model_name
 from tokenmill.spec.problems import did_you_mean, one_of
 from tokenmill.spec.process import FrontendConfig, WorkerConfig
-from tokenmill.spec.stage import Parallel, Stage
+from tokenmill.spec.stage import Parallel, Price, Stage
 
-_OWN_FIELDS: Final = frozenset({"name", "replicas", "gpu", "parallel", "cpus", "port"})
+_OWN_FIELDS: Final = frozenset(
+    {"name", "replicas", "gpu", "parallel", "gpus", "cpus", "port", "model", "price"}
+)
 """What a stage or frontend declares for the plant, not for the process."""
+
+TEXT_ENGINES: Final = ("openai",)
+"""Engines that take text and give text; all others take token ids."""
 
 FRONTEND: Final = "frontend"
 """What the front doors are called where stages are named."""
@@ -48,24 +54,55 @@ def to_worker_configs(factory: Factory) -> list[WorkerConfig]:
 
 def worker_config(factory: Factory, stage: Stage, replica: int) -> WorkerConfig:
     """What replica ``replica`` of ``stage`` is told."""
+    model = model_of(factory, stage)
     return WorkerConfig(
-        model=factory.model.path,
-        model_name=factory.model.name,
+        model=model.path,
+        model_name=model.name,
         stage=stage.name,
         replica=replica,
         log_level=factory.log.level,
         log_format=factory.log.format,
         **{name: getattr(stage.parallel, name) for name in Parallel.__struct_fields__},
+        **{f"price_{name}": getattr(stage.price, name) for name in Price.__struct_fields__},
         **{name: getattr(stage, name) for name in STAGE_KNOBS},
     )
+
+
+def models_of(factory: Factory) -> list[Model]:
+    """What a factory serves: one model, or several that have names."""
+    return factory.models or [factory.model]
+
+
+def model_of(factory: Factory, stage: Stage) -> Model:
+    """Which model a stage serves."""
+    models = models_of(factory)
+    return next((model for model in models if model.name == stage.model), models[0])
+
+
+def stages_of(factory: Factory, model: Model) -> list[Stage]:
+    """Which stages serve a model."""
+    return [stage for stage in factory.stages if model_of(factory, stage) is model]
+
+
+def is_text_model(factory: Factory, model: Model) -> bool:
+    """Whether a model's workers take text, so that nothing of it need be on this machine."""
+    stages = stages_of(factory, model)
+    return bool(stages) and all(stage.engine in TEXT_ENGINES for stage in stages)
+
+
+def names_of_models(factory: Factory) -> list[str]:
+    """What clients call the models; "*" for all that a server lists."""
+    return [
+        (model.name or ALL_MODELS) if is_text_model(factory, model) else model_name(model.name, model.path)
+        for model in models_of(factory)
+    ]
 
 
 def to_frontend_config(factory: Factory) -> FrontendConfig:
     """What each front door is told; where it listens beside the declared port is the plant's business."""
     declared = factory.frontend
     return FrontendConfig(
-        model=factory.model.path,
-        model_name=factory.model.name,
+        **_models(factory),
         port=declared.port,
         **{f"router_{name}": getattr(factory.router, name) for name in Router.__struct_fields__},
         log_level=factory.log.level,
@@ -74,6 +111,16 @@ def to_frontend_config(factory: Factory) -> FrontendConfig:
         **{f"admission_{name}": getattr(factory.admission, name) for name in Admission.__struct_fields__},
         **{f"migration_{name}": getattr(factory.migration, name) for name in Migration.__struct_fields__},
     )
+
+
+def _models(factory: Factory) -> dict[str, Any]:
+    """What a front door is told of the models."""
+    models = models_of(factory)
+    texts = [model.name or ALL_MODELS for model in models if is_text_model(factory, model)]
+    rest = [model for model in models if not is_text_model(factory, model)]
+    if len(rest) == 1 and not texts:
+        return {"model": rest[0].path, "model_name": rest[0].name}
+    return {"model_paths": {model.name: model.path for model in rest}, "text_models": texts}
 
 
 def scaled(factory: Factory, replicas: Mapping[str, int]) -> Factory:

@@ -34,11 +34,13 @@ class Model(Part, frozen=True, kw_only=True):
     """What is served."""
 
     name: str = ""
-    """The name that clients use; empty: the folder's name."""
+    """The name that clients use; empty: the folder's name. Of a model behind ``engine: openai`` empty: every
+    model that its server lists, by the server's names."""
 
     path: str = ""
     """Checkpoint folder in Hugging Face format, or a hub id; a relative folder is seen from this file.
-    Empty: the small model that ships with the package."""
+    Empty: the small model that ships with the package. Of a model behind ``engine: openai``: what its server
+    calls it; empty: the same as clients do."""
 
 
 class Slo(Part, frozen=True, kw_only=True):
@@ -72,7 +74,7 @@ class Log(Part, frozen=True, kw_only=True):
 
 
 class Factory(Part, frozen=True, kw_only=True):
-    """One factory: a model, its front door, and the stages that make its tokens."""
+    """One factory: its models, their front door, and the stages that make their tokens."""
 
     api_version: Literal["tokenmill/v1"] = msgspec.field(default=API_VERSION, name="apiVersion")
     """The file format's version."""
@@ -84,7 +86,11 @@ class Factory(Part, frozen=True, kw_only=True):
     """Who this factory is."""
 
     model: Model = field(default_factory=Model)
-    """What is served."""
+    """What is served, where it is one model."""
+
+    models: list[Model] = field(default_factory=list)
+    """What is served, where it is several models behind one front door, in place of ``model``; each stage
+    then names its own."""
 
     slo: Slo = field(default_factory=Slo)
     """What clients are promised."""

@@ -12,6 +12,9 @@ from tokenmill.errors import ConfigError
 
 SHIPPED_NAME = "tokenmill-mini"
 
+ALL_MODELS = "*"
+"""Stands for every model that a server lists, where one has no name of its own."""
+
 
 def shipped_model() -> Path:
     """Return the folder of the small model that ships with the package; ConfigError if it is missing."""

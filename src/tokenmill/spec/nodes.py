@@ -53,6 +53,8 @@ class Reader:
                 return self._list(node, item, path)
             case inspect.DictType(value_type=item):
                 return self._dict(node, item, path)
+            case inspect.UnionType(types=(first, inspect.NoneType())):
+                return self._value(node, first, path)  # a field that is null was left out before
             case inspect.BoolType():
                 return self._bool(node, path)
             case inspect.IntType() | inspect.FloatType():

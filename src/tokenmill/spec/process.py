@@ -49,13 +49,23 @@ class WorkerConfig(ProcessConfig):
     """The name that clients use; empty: the folder's name."""
 
     engine: str = "torch"
-    """torch (embedded), sim (made-up tokens at modelled speed), or vllm."""
+    """torch (embedded), sim (made-up tokens at modelled speed), or a server of its own: vllm, sglang,
+    trtllm, or openai (any server with that API, by attach)."""
 
     attach: str = ""
     """Address of a running engine (http://host:port) to use in place of one that the worker starts."""
 
     attach_key: str = ""
-    """The key that the attached engine asks for, if it does."""
+    """The key that the attached engine asks for: env:NAME (a variable), file:PATH, or the key itself."""
+
+    price_input: float = 0.0
+    """What a million prompt tokens cost."""
+
+    price_cached: float = -1.0
+    """What a million prompt tokens cost that were found in a cache; -1: as much as others."""
+
+    price_output: float = 0.0
+    """What a million generated tokens cost."""
 
     engine_python: str = ""
     """The Python of the environment with a launched engine in it; empty: its command on the path."""
@@ -78,6 +88,13 @@ class WorkerConfig(ProcessConfig):
     ep: int = 1
     """Expert parallel ranks of a launched engine; above 1 experts are spread over all its ranks."""
 
+    kv_connector: str = "nixl"
+    """How two vLLM engines hand the KV cache over: nixl (vLLM's own), or tokenmill (over ``transports``). An
+    engine that the worker attaches to has been started with it."""
+
+    gpus: list[int] = field(default_factory=list)
+    """GPUs that a launched engine sees, counted among those that this process sees; empty: all of them."""
+
     role: Role = Role.BOTH
     """prefill, decode or both."""
 
@@ -94,7 +111,8 @@ class WorkerConfig(ProcessConfig):
     """KV transport drivers, best first."""
 
     transfer_host: str = "127.0.0.1"
-    """The address that the tcp KV transport listens on."""
+    """The address at which other workers' engines fetch the KV cache: of the tcp transport, and of a launched
+    engine's own connector. For others on other machines it must be one that they reach."""
 
     lease_s: float = 30.0
     """How long a finished prefill's blocks wait for their receiver, in seconds."""
@@ -139,6 +157,10 @@ class WorkerConfig(ProcessConfig):
     prefill_budget: int = 0
     """Most prefill tokens in one step; 0: chosen for the role."""
 
+    profile: str = ""
+    """A profile file (made by tokenmill profile): prefill stops where it says that the device is saturated,
+    unless ``prefill_budget`` is given; engine sim takes its step times."""
+
     prefix_cache: bool = True
     """Reuse the KV blocks of equal prompt prefixes."""
 
@@ -155,6 +177,14 @@ class FrontendConfig(ProcessConfig):
 
     model_name: str = ""
     """The name that clients use; empty: the folder's name."""
+
+    model_paths: dict[str, str] = field(default_factory=dict)
+    """Several models in place of one: checkpoint folders by the names that clients use (NAME=FOLDER); a
+    worker belongs to the model that its card names."""
+
+    text_models: list[str] = field(default_factory=list)
+    """Models whose workers take text, so that no tokenizer is needed here, by the names that clients use;
+    "*": every model that a worker's server lists."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""

@@ -16,6 +16,8 @@ def factory_schema() -> dict[str, Any]:
     schema: dict[str, Any] = msgspec.json.schema(Factory)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     for kind in Part.__subclasses__():
+        if kind.__name__ not in schema["$defs"]:
+            continue  # another file's
         properties, docs = schema["$defs"][kind.__name__]["properties"], field_docs(kind)
         for field, encoded in zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True):
             properties[encoded]["description"] = docs[field]

@@ -5,9 +5,9 @@ Defaults are those of ``spec.process``, so that the two cannot drift. Knows noth
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
-from msgspec import field
+from msgspec import Meta, field
 
 from tokenmill.protocol.ids import Role
 from tokenmill.spec.parts import AtLeast0, AtLeast1, Name, Part, Seconds
@@ -15,9 +15,11 @@ from tokenmill.spec.process import WorkerConfig
 
 _WORKER: Final = WorkerConfig()
 
+AtLeastZero = Annotated[float, Meta(ge=0)]
+
 
 class Parallel(Part, frozen=True, kw_only=True):
-    """How one replica's engine is spread over GPUs; their product is the GPUs of a replica."""
+    """How one replica's engine is spread over GPUs: ``tp * pp * dp`` of them."""
 
     tp: AtLeast1 = 1
     """Tensor parallel ranks: each layer is split over so many GPUs."""
@@ -29,7 +31,21 @@ class Parallel(Part, frozen=True, kw_only=True):
     """Data parallel ranks of the attention, for mixture-of-experts models."""
 
     ep: AtLeast1 = 1
-    """Expert parallel ranks."""
+    """Expert parallel ranks: above 1 the experts are spread over the replica's GPUs, which does not need more
+    of them."""
+
+
+class Price(Part, frozen=True, kw_only=True):
+    """What a million tokens cost, in the currency of your bills; told with the stage's metrics."""
+
+    input: AtLeastZero = _WORKER.price_input
+    """A million prompt tokens."""
+
+    cached: Annotated[float, Meta(ge=-1)] = _WORKER.price_cached
+    """A million prompt tokens that were found in a cache; -1: as much as others."""
+
+    output: AtLeastZero = _WORKER.price_output
+    """A million generated tokens."""
 
 
 class Stage(Part, frozen=True, kw_only=True):
@@ -38,6 +54,9 @@ class Stage(Part, frozen=True, kw_only=True):
     name: Name
     """Names the stage in commands and metrics; its processes are name-0, name-1, ..."""
 
+    model: str = ""
+    """Which of the factory's ``models`` it serves, by name; not needed where there is one."""
+
     role: Role = Role.BOTH
     """prefill reads prompts and hands the KV cache over; decode writes tokens; both does the two."""
 
@@ -45,13 +64,18 @@ class Stage(Part, frozen=True, kw_only=True):
     """How many workers; 0 keeps the stage declared, with nothing running."""
 
     engine: str = _WORKER.engine
-    """What makes the tokens: torch (embedded), sim (made-up tokens at modelled speed), or vllm."""
+    """What makes the tokens: torch (embedded), sim (made-up tokens at modelled speed), or a server of its
+    own: vllm, sglang, trtllm, or openai (any server with that API, by attach)."""
 
     attach: str = _WORKER.attach
     """Address of a running engine (http://host:port) to use in place of one that the worker starts."""
 
     attach_key: str = _WORKER.attach_key
-    """The key that the attached engine asks for, if it does."""
+    """The key that the attached engine asks for: ``env:NAME`` (a variable where the factory is brought up) or
+    ``file:PATH`` (seen from this file), so that it stands in neither file nor log; or the key itself."""
+
+    price: Price = field(default_factory=Price)
+    """What its tokens cost."""
 
     engine_python: str = _WORKER.engine_python
     """The Python of the environment with a launched engine in it; empty: its command on the path."""
@@ -67,6 +91,10 @@ class Stage(Part, frozen=True, kw_only=True):
 
     parallel: Parallel = field(default_factory=Parallel)
     """How one replica is spread over GPUs."""
+
+    gpus: list[AtLeast0] = field(default_factory=list)
+    """Which GPUs of its machine the stage's launched engines get, so many to each replica as ``parallel``
+    says; where replicas or stages are given the same one they share it. Empty: each gets GPUs of its own."""
 
     engine_args: dict[str, str] = field(default_factory=dict)
     """Further settings, each for one engine alone."""
@@ -108,11 +136,24 @@ class Stage(Part, frozen=True, kw_only=True):
     prefill_budget: AtLeast0 = _WORKER.prefill_budget
     """Most prefill tokens in one step; 0: chosen for the role."""
 
+    profile: str = _WORKER.profile
+    """A profile file (made by ``tokenmill profile``; a relative path is seen from this file): prefill stops
+    where it says that the device is saturated, unless ``prefill_budget`` is given; engine sim takes its
+    step times."""
+
     prefix_cache: bool = _WORKER.prefix_cache
     """Reuse the KV blocks of equal prompt prefixes."""
 
     transports: list[str] = field(default_factory=lambda: list(_WORKER.transports))
     """KV transport drivers, best first."""
+
+    transfer_host: str = _WORKER.transfer_host
+    """The address at which other workers' engines fetch the KV cache from this stage's; where one of them
+    is on another machine, one that it reaches."""
+
+    kv_connector: str = _WORKER.kv_connector
+    """How two vLLM engines hand the KV cache over: nixl (vLLM's own), or tokenmill (over ``transports``). An
+    engine that the worker attaches to has been started with it. Both stages need the same."""
 
     lease_s: Seconds = _WORKER.lease_s
     """How long a finished prefill's blocks wait for their receiver, in seconds."""

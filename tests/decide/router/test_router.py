@@ -50,6 +50,19 @@ def test_without_a_fitting_prefill_worker_decode_does_it_all(fields):
     assert "prefill itself" in decision.reasons[-1]
 
 
+@pytest.mark.parametrize("prefill", ["local", "auto", "remote"])
+def test_a_decode_worker_that_cannot_do_without_is_never_alone(prefill):
+    decode = card("d", D, alone=False)
+    assert pair(Plant(card("p", P), decode, prefill=prefill).route(PROMPT)) == ("d", "p")
+    assert Plant(decode, prefill=prefill).route(PROMPT) is None
+    assert Plant(card("p", P, fingerprint="x"), decode, prefill=prefill).route(PROMPT) is None
+    plant = Plant(card("p", P), decode, card("b", B), prefill=prefill)
+    for _ in range(4):
+        assert pair(plant.route(PROMPT, excluded={"p"})) == ("b", None)
+        assert pair(plant.route(PROMPT, excluded={"p", "d"})) == ("b", None)
+        assert pair(plant.route(PROMPT)) in (("d", "p"), ("b", None))
+
+
 def test_excluded_workers_are_not_chosen():
     plant = Plant(card("p", P), card("d", D), card("d2", D), prefill="remote")
     assert pair(plant.route(PROMPT, excluded={"d"})) == ("d2", "p")

@@ -51,7 +51,9 @@ class Plant:
 
     def knows(self, name: str) -> bool:
         service = self.server.handler._service
-        return any(link.card.worker_id == name and link.usable for link in service.workers.links())
+        return any(
+            link.card.worker_id == name and link.usable for link in service.models.first.workers.links()
+        )
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
         async with asyncio.timeout(timeout_s):

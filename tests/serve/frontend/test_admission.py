@@ -19,7 +19,7 @@ EMPTY = StepMetrics(kv_blocks_total=1024)
 
 
 def admitting(plant):
-    return plant.server.handler._service.plant
+    return plant.server.handler._service.models.first.plant
 
 
 async def busy_worker(plant, name="b1", script=None, **options):

@@ -94,7 +94,7 @@ async def test_a_request_that_moved_has_an_attempt_for_each_worker(make_plant):
         first.lose_after = 20
         body = {"messages": [{"role": "user", "content": "hi"}]}
         asked = asyncio.create_task(plant.post("/v1/chat/completions", body, [("x-request-id", "moves")]))
-        plant_shell = plant.server.handler._service.plant
+        plant_shell = plant.server.handler._service.models.first.plant
         await plant.until(lambda: plant_shell.queued_total)
         waiting = (await explained(plant, "moves"))["choices"][0]["attempts"][1]
         assert waiting["decode_worker"] is None

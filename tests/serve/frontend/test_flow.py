@@ -377,6 +377,32 @@ def test_a_retryable_failure_is_tried_elsewhere_without_waiting():
     assert abort.error.retry_after_s > 0
 
 
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_handoff_that_failed_is_another_pairs_business_or_the_same_pairs(stream):
+    flow = handing_over()
+    failed = Failed(503, "handoff_failed", "no bootstrap", retryable=True)
+    *cancels, routed = flow.handle(Received(stream, failed))
+    assert cancels == [Cancel(3 - stream)]
+    worker = P if stream == 1 else D
+    expected = route(
+        P, D, may_wait=False, worker=worker, reason=MigrationReason.HANDOFF, message="no bootstrap"
+    )
+    assert routed == expected
+    assert flow.handle(NoWorkerFound()) == [Route(frozenset(), may_wait=True)]
+    (again,) = flow.handle(Routed(D, P))
+    assert (again.worker, again.request.role, again.request.request_id) == (P, Role.PREFILL, "r.1")
+
+
+def test_a_decode_worker_may_tell_the_first_token():
+    flow = handing_over()
+    assert flow.handle(Received(2, Tokens(0, [4]))) == [HandedOver(), Deliver([4], None)]
+    assert flow.handle(Received(1, Finished(0, [], FinishReason.HANDOFF))) == []
+    assert flow.handle(Received(2, stop(1, [9]))) == [
+        Deliver([9], None, 1),
+        Complete(FinishReason.STOP, 2, 0),
+    ]
+
+
 def test_a_worker_that_is_leaving_may_be_replaced():
     flow = aggregated()
     assert flow.handle(Received(1, Failed(503, "worker_draining", "leaving", retryable=True))) == [

@@ -190,7 +190,7 @@ async def test_reported_load_counts(plant):
 
 
 def links(plant):
-    return list(plant.server.handler._service.workers.links())
+    return list(plant.server.handler._service.models.first.workers.links())
 
 
 @pytest.mark.parametrize("how", ["card", "load"])
@@ -269,6 +269,6 @@ async def test_cancelled_waiting_leaves_nothing(make_plant):
         async with asking(plant):
             await plant.until(lambda: worker.requests)
             await worker.crash()
-            queue = plant.server.handler._service.plant
+            queue = plant.server.handler._service.models.first.plant
             await plant.until(lambda: queue.stats().queued == 1)
         await plant.until(lambda: queue.stats().queued == 0)

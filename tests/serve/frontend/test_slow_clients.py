@@ -82,7 +82,7 @@ def deaf_client(port: int, request: bytes) -> socket.socket:
 
 async def test_clients_that_do_not_read_are_paused_then_dropped_and_memory_stays(make_front):
     server = await make_front(write_timeout_s=3.0)
-    metrics = server.handler._service.metrics
+    metrics = server.handler._service.models.first.metrics
     warm = await exchange(server.port, "POST", "/v1/completions", {"prompt": "a", "max_tokens": 50})
     assert warm.status == 200
     process = psutil.Process()
@@ -119,6 +119,6 @@ async def test_a_client_that_reads_again_in_time_misses_nothing(make_front):
                 received += await loop.sock_recv(client, 65536)
         assert received.count(b'"token_ids":[') >= 1
         assert b"[DONE]" in received
-        assert server.handler._service.metrics.output_tokens == 3000
+        assert server.handler._service.models.first.metrics.output_tokens == 3000
     finally:
         client.close()

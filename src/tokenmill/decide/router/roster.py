@@ -12,13 +12,14 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from tokenmill.decide.perf.class_times import StepTimes, WorkerTimes
+from tokenmill.decide.perf.table import TableStepTime
 from tokenmill.decide.router.cost import CostWeights, DeviceSpeed, LoadFacts, load_terms
 from tokenmill.decide.router.index import Owner
 from tokenmill.decide.router.load import WorkerLoad
 from tokenmill.decide.router.masks import slots_of
 from tokenmill.decide.router.speed import ClassSpeed, device_class
-from tokenmill.decide.router.stages import can_hand_over
 from tokenmill.protocol.card import WorkerCard
+from tokenmill.protocol.handoffs import can_hand_over
 from tokenmill.protocol.ids import Role, WorkerId
 from tokenmill.protocol.metrics import StepMetrics
 
@@ -58,14 +59,14 @@ class Group(NamedTuple):
 class Roster:
     """By slot: ``facts``, and ``base``, the cost that a worker has for any request (``inf`` where there is
     none). Masks: ``serving`` workers can decode, ``decode`` of them want a prefill worker, ``prefill`` are
-    those."""
+    those; ``alone`` can also do without."""
 
     def __init__(self, weights: CostWeights) -> None:
         self.base: list[float] = []
         self.facts: list[WorkerFacts | None] = []
         self.seats: dict[WorkerId, Seat] = {}
         self.seat_at: list[Seat | None] = []
-        self.serving = self.decode = self.prefill = 0
+        self.serving = self.decode = self.prefill = self.alone = 0
         self.serving_groups: tuple[Group, ...] = ()
         self.prefill_groups: tuple[Group, ...] = ()
         self._weights = weights
@@ -76,7 +77,8 @@ class Roster:
 
     def come(self, card: WorkerCard, owner: Owner) -> Seat:
         """A worker came that was not here."""
-        times = self._times.joined(card.worker_id, device_class(card))
+        trusted = TableStepTime(card.step_table) if card.step_table is not None else None
+        times = self._times.joined(card.worker_id, device_class(card), trusted=trusted)
         seat = self.seats[card.worker_id] = Seat(card, owner, times)
         self.changed(seat)
         self._stale = True
@@ -133,6 +135,7 @@ class Roster:
             self.prefill = _mask(seats, Role.PREFILL)
             self.decode = _mask(seats, Role.DECODE)
             self.serving = self.decode | _mask(seats, Role.BOTH)
+            self.alone = self.serving & sum(seat.owner.bit for seat in seats if seat.card.alone)
             self.serving_groups = self._group(self.serving)
             self.prefill_groups = self._group(self.prefill)
 

@@ -143,9 +143,14 @@ class Router:
         local = self._serving.choose(weighing, roster.serving_groups, serving, now)
         if local is None:
             return None
-        ways = [Way(local)]
-        if filling and self.settings.prefill != LOCAL:
+        ways = [Way(local)] if roster.alone >> local.slot & 1 else []
+        if filling and (self.settings.prefill != LOCAL or not ways):
             ways += self._remote_ways(weighing, local, serving & roster.decode, filling, now)
+        if not ways:  # who is best cannot do it alone, and there is nobody to go with it
+            able = self._serving.choose(weighing, roster.serving_groups, serving & roster.alone, now)
+            if able is None:
+                return None
+            ways = [Way(able)]
         way, paths = self._judge.best(weighing.tokens, ways) if len(ways) > 1 else (ways[0], [])
         if self._uses_cache:
             self._caches.routed(request.request_id, weighing.names(), 1 if way.prefill is None else 2)

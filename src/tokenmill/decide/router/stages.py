@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import msgspec
 
 from tokenmill.protocol.card import WorkerCard
+from tokenmill.protocol.handoffs import can_hand_over, side_of, why_not
 from tokenmill.protocol.ids import Role
 
 
@@ -23,13 +24,6 @@ class Readiness(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-def can_hand_over(prefill: WorkerCard, decode: WorkerCard) -> bool:
-    """Whether ``decode`` can take a KV cache made by ``prefill``: same meaning, and a transport in common."""
-    return prefill.fingerprint == decode.fingerprint and not set(prefill.transports).isdisjoint(
-        decode.transports
-    )
-
-
 def readiness(cards: Iterable[WorkerCard]) -> Readiness:
     """Judge the workers that are ready."""
     workers = list(cards)
@@ -39,14 +33,14 @@ def readiness(cards: Iterable[WorkerCard]) -> Readiness:
     paired = any(can_hand_over(giver, taker) for giver in prefill for taker in decode)
     if paired:
         return Readiness(True, "mixed" if both else "disaggregated")
-    if decode:
-        note = (
-            "prefill and decode workers cannot exchange KV caches (transports or models differ)"
-            if prefill
-            else "no prefill worker is ready"
-        )
+    if any(card.alone for card in decode):
+        # The first pair stands for all: stages are few, and one reason is what a person can mend.
+        note = why_not(side_of(prefill[0]), side_of(decode[0])) if prefill else "no prefill worker is ready"
         return Readiness(True, "degraded", (f"{note}: decode workers do the prefill themselves",))
     if both:
         return Readiness(True, "aggregated")
     note = "no decode worker is ready" if prefill else "no worker is ready"
+    if decode:
+        note = why_not(side_of(prefill[0]), side_of(decode[0])) if prefill else "no prefill worker is ready"
+        note += ", and the decode workers' engine cannot do without"
     return Readiness(False, "none", (note,))

@@ -116,7 +116,7 @@ class App:
             if method == "POST":
                 _check_content_type(request)
                 if endpoint in _GENERATING:
-                    self._service.generator.check_room()
+                    self._service.room.check()
             return await handler(request)
         allowed = (*methods, "OPTIONS", "HEAD") if "GET" in methods else (*methods, "OPTIONS")
         if method == "OPTIONS":

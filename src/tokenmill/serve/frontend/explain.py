@@ -16,6 +16,7 @@ from tokenmill.clock import Clock
 from tokenmill.decide.router.settings import RouterSettings
 from tokenmill.decide.router.types import Decision, Weighed
 from tokenmill.errors import NotFound, TokenmillError
+from tokenmill.protocol.items import HandoffLost
 from tokenmill.serve.frontend.http.messages import Answer, Request, Response
 from tokenmill.serve.frontend.migration import Migration
 from tokenmill.serve.frontend.timeline import Attempt, RequestTimeline, SequenceTimeline, Trouble
@@ -41,7 +42,14 @@ class ExplainStore:
         self._by_id: dict[str, RequestTimeline] = {}
 
     def begin(
-        self, endpoint: str, request: Request, answer_id: str, received_at: float, prompt_tokens: int
+        self,
+        endpoint: str,
+        request: Request,
+        answer_id: str,
+        received_at: float,
+        prompt_tokens: int,
+        *,
+        model: str = "",
     ) -> RequestTimeline:
         """Return where to note what happens to a request whose prompt is tokenized now.
 
@@ -54,6 +62,7 @@ class ExplainStore:
             answer_id,
             received_at=received_at,
             wall_s=self._clock.wall() - (now - received_at),
+            model=model,
         )
         timeline.tokenized(now, prompt_tokens)
         if self.keep:
@@ -114,6 +123,7 @@ def _request(timeline: RequestTimeline) -> Json:
         "request_id": timeline.request_id,
         "id": timeline.answer_id,
         "endpoint": timeline.endpoint,
+        "model": timeline.model,
         "started": datetime.fromtimestamp(timeline.wall_s, UTC).isoformat(timespec="microseconds"),
         "state": "running" if timeline.ended_at is None else "ended",
         "status": timeline.status,
@@ -161,11 +171,17 @@ def _attempt(attempt: Attempt, zero: float) -> Json:
             sent=attempt.sent_at,
             cache_offered=attempt.offered_at,
             first_token=attempt.first_token_at,
+            handoff_failed=attempt.handoff_lost_at,
             cache_transferred=attempt.transferred_at,
             moved=attempt.moved_at,
         ),
+        "handoff_failed": _handoff_lost(attempt.handoff_lost),
         "moved": _migration(attempt.migration),
     }
+
+
+def _handoff_lost(lost: HandoffLost | None) -> Json | None:
+    return None if lost is None else {"reason": lost.reason, "error": lost.message}
 
 
 def _decision(decision: Decision | None) -> Json:

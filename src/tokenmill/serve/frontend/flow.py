@@ -349,13 +349,14 @@ class Flow:
             replayed_tokens=len(self._prompt) + len(self._delivered),
             message=error.message,
         )
-        refusal = self._attempts.leave(moved, error)
+        pair = frozenset(name for name in (self._prefill_worker, self._decode_worker) if name is not None)
+        refusal = self._attempts.leave(moved, error, pair)
         if refusal is not None:
             return self._abort(refusal.error, refusal.why)
         instructions = self._end()
         self.state = FlowState.ROUTING
-        # Who is full will be full for a while; who is leaving or lost is being replaced.
-        may_wait = reason is not MigrationReason.REFUSED
+        # Who is full will be full for a while; who is leaving or lost is being replaced; a pair tries again.
+        may_wait = reason not in (MigrationReason.REFUSED, MigrationReason.HANDOFF)
         return [*instructions, Route(self._attempts.excluded, may_wait, moved)]
 
     def _on_no_worker(self, event: NoWorkerFound) -> list[FlowInstruction]:

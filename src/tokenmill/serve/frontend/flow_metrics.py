@@ -24,6 +24,8 @@ class FlowMetrics(Collector):
         self.migrations: Counter[tuple[str, str]] = Counter()
         """By reason and phase."""
         self.replayed_tokens = 0
+        self.handoffs_lost: Counter[str] = Counter()
+        """By reason; workers know few of them."""
         self.failures: Counter[str] = Counter()
         """By why a sequence that lost its worker was not continued."""
         self.route = Histogram(_ROUTE_BOUNDS)
@@ -41,6 +43,10 @@ class FlowMetrics(Collector):
     def transferred(self, took_s: float) -> None:
         """See ``StageTimes``."""
         self.transfer.observe(took_s)
+
+    def handoff_lost(self, reason: str) -> None:
+        """See ``StageTimes``."""
+        self.handoffs_lost[reason] += 1
 
     def moved(self, migration: Migration) -> None:
         """See ``StageTimes``."""
@@ -74,6 +80,14 @@ class FlowMetrics(Collector):
         for reason, count in self.failures.items():
             failures.add_metric((reason,), count)
         yield failures
+        lost = CounterMetricFamily(
+            "tokenmill_handoffs_lost",
+            "Prompts that a decode worker computed itself, since the cache did not come.",
+            labels=["reason"],
+        )
+        for reason, count in self.handoffs_lost.items():
+            lost.add_metric((reason,), count)
+        yield lost
         for name, text, histogram in (
             ("tokenmill_route_seconds", "To choose workers for a sequence that need not wait.", self.route),
             ("tokenmill_prefill_seconds", "From sending to a worker to its first token.", self.prefill),

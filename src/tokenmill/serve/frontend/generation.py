@@ -19,7 +19,7 @@ from tokenmill.errors import TokenmillError, WorkerFailed
 from tokenmill.protocol.block_hashes import pack_tokens
 from tokenmill.protocol.generate import GenerateRequest, Sampling
 from tokenmill.protocol.ids import RequestId, Role, WorkerId
-from tokenmill.protocol.items import FinishReason, Item, TokenLogprobs, Tokens
+from tokenmill.protocol.items import FinishReason, HandoffLost, Item, TokenLogprobs, Tokens
 from tokenmill.serve.frontend.flow import Flow
 from tokenmill.serve.frontend.flow_words import (
     Abort,
@@ -210,6 +210,9 @@ class RunningSequence:
             self._listener.output_made(
                 self._index, self._detokenizer.push_each(tokens), tokens, item.logprobs
             )
+            return
+        if type(item) is HandoffLost:
+            self._timeline.handoff_lost(item)
             return
         if self._busy:
             self._pending.append(Received(stream, item))

@@ -6,9 +6,10 @@ Exists so that both APIs start, expire, cancel and count in one way. It must not
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from tokenmill.clock import Clock
-from tokenmill.errors import DeadlineExceeded, ServiceError
+from tokenmill.errors import DeadlineExceeded, TokenmillError
 from tokenmill.serve.frontend.answers import (
     ChunkFormat,
     Collected,
@@ -18,20 +19,14 @@ from tokenmill.serve.frontend.answers import (
 )
 from tokenmill.serve.frontend.flow_metrics import FlowMetrics
 from tokenmill.serve.frontend.generation import RunningSequence, SequenceListener, SequenceSpec
-from tokenmill.serve.frontend.metrics import FrontendMetrics
+from tokenmill.serve.frontend.metrics import ModelMetrics
 from tokenmill.serve.frontend.migration import MigrationLimits
 from tokenmill.serve.frontend.plant import Plant
+from tokenmill.serve.frontend.stream_room import StreamRoom
 from tokenmill.serve.frontend.timeline import RequestTimeline, SequenceTimeline
 from tokenmill.serve.frontend.write_batch import WriteBatch
 from tokenmill.serve.text.detokenizer import Detokenizer
 from tokenmill.serve.text.tokenizer import Tokenizer
-
-
-class TooManyStreams(ServiceError):
-    """As many requests are being generated as this frontend may hold."""
-
-    code = "too_many_streams"
-
 
 _QUEUE_FIRST_S = 0.05
 
@@ -40,22 +35,22 @@ WRITE_INTERVAL_S = 0.002
 
 
 class Generator:
-    """Makes answers of sequences, of at most ``max_streams`` requests at once."""
+    """Makes answers of sequences of one model, as long as there is ``room``."""
 
     def __init__(
         self,
         plant: Plant,
         tokenizer: Tokenizer,
-        metrics: FrontendMetrics,
+        metrics: ModelMetrics,
         clock: Clock,
         *,
+        room: StreamRoom,
         request_timeout_s: float,
-        max_streams: int,
         migration: MigrationLimits,
         flow_metrics: FlowMetrics,
         write_interval_s: float = WRITE_INTERVAL_S,
     ) -> None:
-        self._max_streams = max_streams
+        self._room = room
         self._plant = plant
         self._tokenizer = tokenizer
         self._metrics = metrics
@@ -64,13 +59,6 @@ class Generator:
         self._migration = migration
         self._flow_metrics = flow_metrics
         self._batch = WriteBatch(write_interval_s)
-
-    def check_room(self) -> None:
-        """Raise TooManyStreams where one more request is one too many; cheap, to be asked first."""
-        if self._metrics.in_flight >= self._max_streams:
-            raise TooManyStreams(
-                f"{self._max_streams} requests are being generated (max_streams); try again later"
-            )
 
     async def stream(
         self,
@@ -119,7 +107,7 @@ class Generator:
         *,
         skip_special_tokens: bool,
     ) -> None:
-        self.check_room()
+        self._room.check()
         running.begin(
             [
                 RunningSequence(
@@ -133,15 +121,40 @@ class Generator:
                 )
                 for index, spec in enumerate(specs)
             ],
-            self._timeout_s(specs[0].deadline_at),
+            timeout_of(specs[0].deadline_at, self._request_timeout_s, self._clock.now()),
         )
 
-    def _timeout_s(self, deadline_at: float | None) -> float:
-        """How long a request may take; while it is in the queue, that one is to say what it waited for."""
-        if deadline_at is None:
-            return self._request_timeout_s
-        left_s = max(0.0, deadline_at - self._clock.now())
-        return min(self._request_timeout_s, left_s + _QUEUE_FIRST_S)
+
+def timeout_of(deadline_at: float | None, longest_s: float, now: float) -> float:
+    """How long a request may take, in seconds; while it is in the queue, that one is to say what it waited
+    for."""
+    if deadline_at is None:
+        return longest_s
+    return min(longest_s, max(0.0, deadline_at - now) + _QUEUE_FIRST_S)
+
+
+class Sequence(Protocol):
+    """What a request is made of."""
+
+    def start(self) -> None:
+        """Begin."""
+        ...
+
+    def cancel(self) -> None:
+        """Nobody wants it any more."""
+        ...
+
+    def expire(self, error: TokenmillError) -> None:
+        """It took too long: end with ``error``."""
+        ...
+
+    def pause(self) -> None:
+        """Ask for no more until ``resume``."""
+        ...
+
+    def resume(self) -> None:
+        """Take more again."""
+        ...
 
 
 class RunningRequest:
@@ -149,7 +162,7 @@ class RunningRequest:
 
     def __init__(
         self,
-        metrics: FrontendMetrics,
+        metrics: ModelMetrics,
         clock: Clock,
         endpoint: str,
         tally: Tally,
@@ -160,7 +173,7 @@ class RunningRequest:
         self._endpoint = endpoint
         self._tally = tally
         self._timeline = timeline
-        self._sequences: list[RunningSequence] = []
+        self._sequences: list[Sequence] = []
         self._began_at = clock.now()
         self._first_token = True
         self._over = False
@@ -172,7 +185,7 @@ class RunningRequest:
         self._timeline.sequences.append(timeline)
         return SequenceTimes(self, timeline)
 
-    def begin(self, sequences: list[RunningSequence], timeout_s: float) -> None:
+    def begin(self, sequences: list[Sequence], timeout_s: float) -> None:
         """Start all sequences; they expire after ``timeout_s``."""
         self.metrics.in_flight += 1
         self._sequences = sequences

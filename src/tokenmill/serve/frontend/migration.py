@@ -20,6 +20,9 @@ _RETRY_AFTER_S = 1.0
 LEAVING_CODES = frozenset({"worker_draining", "worker_stopping"})
 """Codes of ``Failed`` by which a worker says that it is going."""
 
+HANDOFF_CODE = "handoff_failed"
+"""Code of ``Failed`` by which one of a pair says that the handoff between them failed."""
+
 _Error = TypeVar("_Error", bound=TokenmillError)
 
 
@@ -36,6 +39,8 @@ class MigrationReason(StrEnum):
     """The worker is full."""
     FAILED = "failed"
     """The worker said that it cannot, or broke the protocol."""
+    HANDOFF = "handoff"
+    """The cache did not come, and the decode worker's engine cannot compute it itself."""
 
 
 class Phase(StrEnum):
@@ -56,6 +61,8 @@ class NotMoved(StrEnum):
     """There would be too much to compute again."""
     NO_WORKER = "no_worker"
     """No other worker can take it."""
+    DELIVERED = "delivered"
+    """It is text, some of which was sent: another server would not go on where this one stopped."""
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -96,8 +103,11 @@ class Attempts:
         self._may_return: frozenset[WorkerId] = frozenset()
         self._last_error: TokenmillError | None = None
 
-    def leave(self, moved: Migration, error: TokenmillError) -> Refusal | None:
-        """The sequence leaves a worker because of ``error``; None: it may have another one."""
+    def leave(
+        self, moved: Migration, error: TokenmillError, pair: frozenset[WorkerId] = frozenset()
+    ) -> Refusal | None:
+        """The sequence leaves a worker because of ``error``; None: it may have another one. ``pair``: those
+        between which a handoff failed; which of them is to blame is not known."""
         limits = self._limits
         self.number += 1
         self._last_error = error
@@ -111,6 +121,9 @@ class Attempts:
         self.excluded |= {moved.worker}
         if moved.reason in (MigrationReason.LOST, MigrationReason.STALLED):
             self._may_return |= {moved.worker}
+        if moved.reason is MigrationReason.HANDOFF:
+            self.excluded |= pair
+            self._may_return |= pair
         return None
 
     def readmit(self) -> bool:
@@ -154,6 +167,8 @@ def reason_of(error: TokenmillError) -> MigrationReason:
         return MigrationReason.REFUSED
     if isinstance(error, WorkerRefused) and error.own_code in LEAVING_CODES:
         return MigrationReason.DRAINED
+    if isinstance(error, WorkerRefused) and error.own_code == HANDOFF_CODE:
+        return MigrationReason.HANDOFF
     return MigrationReason.FAILED
 
 

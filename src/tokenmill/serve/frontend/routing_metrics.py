@@ -21,17 +21,28 @@ from tokenmill.serve.frontend.peers import Peers
 from tokenmill.serve.frontend.workers import WorkerSet
 
 
-class RoutingMetrics(Collector):
+class PeerMetrics(Collector):
     """Of one frontend; ``peers`` None: it keeps to itself."""
 
-    def __init__(self, workers: WorkerSet, peers: Peers | None, frontend_id: FrontendId) -> None:
-        self._workers = workers
+    def __init__(self, peers: Peers | None, frontend_id: FrontendId) -> None:
         self._peers = peers
         self._frontend_id = frontend_id
 
     def collect(self) -> Iterable[Metric]:
         """Prometheus: give all metrics."""
         yield InfoMetricFamily("tokenmill_frontend", "Who answers.", {"frontend": self._frontend_id})
+        if self._peers is not None:
+            yield from _of_peers(self._peers)
+
+
+class RoutingMetrics(Collector):
+    """Of one model's workers."""
+
+    def __init__(self, workers: WorkerSet) -> None:
+        self._workers = workers
+
+    def collect(self) -> Iterable[Metric]:
+        """Prometheus: give all metrics."""
         stats = self._workers.router.stats()
         for name, text, gauge in (
             ("index_blocks", "Blocks known to be cached somewhere.", stats.index_blocks),
@@ -49,8 +60,6 @@ class RoutingMetrics(Collector):
         ):
             yield CounterMetricFamily(f"tokenmill_router_{name}", text, total)
         yield from self._by_worker(stats.worker_blocks)
-        if self._peers is not None:
-            yield from _of_peers(self._peers)
 
     def _by_worker(self, blocks: dict[str, int]) -> Iterable[Metric]:
         cached = GaugeMetricFamily(

@@ -1,4 +1,4 @@
-"""What the routes share: the model they serve, its text, its workers, its limits.
+"""What the routes share: the models they serve, the limits, the names of things.
 
 Exists so that routes take one argument and tests can build it by hand. It must not know any one route.
 """
@@ -10,24 +10,15 @@ import random
 from dataclasses import dataclass, field
 
 from tokenmill.clock import Clock
-from tokenmill.errors import NotFound
+from tokenmill.errors import Unprocessable
 from tokenmill.protocol.frontends import FrontendId
-from tokenmill.serve.frontend.admission import AdmittingPlant
 from tokenmill.serve.frontend.explain import ExplainStore
-from tokenmill.serve.frontend.generator import Generator
 from tokenmill.serve.frontend.metrics import FrontendMetrics
-from tokenmill.serve.frontend.openai.sampling import LengthLimits, seed_of
+from tokenmill.serve.frontend.openai.sampling import seed_of
 from tokenmill.serve.frontend.peers import Peers
-from tokenmill.serve.frontend.workers import WorkerSet
-from tokenmill.serve.text.template import ChatTemplate
-from tokenmill.serve.text.tokenizer import Tokenizer
+from tokenmill.serve.frontend.served import Models, TokenModel
+from tokenmill.serve.frontend.stream_room import StreamRoom
 from tokenmill.spec.process import FrontendConfig
-
-
-class ModelNotFound(NotFound):
-    """The model is not served here."""
-
-    code = "model_not_found"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +26,10 @@ class Service:
     """Wired once, in ``main``. ``randomness`` gives seeds and names; it is no secret."""
 
     config: FrontendConfig
-    model_name: str
     clock: Clock
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
-    workers: WorkerSet
-    plant: AdmittingPlant
+    models: Models
     metrics: FrontendMetrics
-    generator: Generator
+    room: StreamRoom
     randomness: random.Random
     created_s: int
     frontend_id: FrontendId
@@ -64,15 +51,9 @@ class Service:
         """Return the request's seed: the client's, or a random one."""
         return self.randomness.getrandbits(63) if asked is None else seed_of(asked, 0)
 
-    def check_model(self, name: str | None) -> None:
-        """Raise NotFound where a client asks for another model; none or "" is ours."""
-        if name and name != self.model_name:
-            raise ModelNotFound(
-                f"The model `{name}` does not exist; this server has `{self.model_name}`", param="model"
-            )
-
-    async def limits(self) -> LengthLimits:
-        """Return the limits that hold now. Raises NoWorker where no worker comes in time."""
-        context = await self.workers.context_tokens()
-        config = self.config
-        return LengthLimits(context=context, prompt=config.max_prompt_tokens, output=config.max_output_tokens)
+    def token_model(self, name: str | None) -> TokenModel:
+        """Return the model that a client names, for what needs its tokenizer. Raises ClientError."""
+        model = self.models.find(name)
+        if not isinstance(model, TokenModel):
+            raise Unprocessable(f"the model `{name or model.name}` has no tokenizer here", param="model")
+        return model

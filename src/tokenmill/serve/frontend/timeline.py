@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from tokenmill.decide.router.types import Decision
 from tokenmill.errors import TokenmillError
 from tokenmill.protocol.ids import Role
+from tokenmill.protocol.items import HandoffLost
 from tokenmill.serve.frontend.migration import Migration, NotMoved
 from tokenmill.serve.frontend.openai.errors import code_of
 
@@ -44,6 +45,10 @@ class StageTimes(Protocol):
         """The decode worker spoke first, so long after the prefill worker's token."""
         ...
 
+    def handoff_lost(self, reason: str) -> None:
+        """A decode worker computes a prompt whose cache did not come."""
+        ...
+
     def moved(self, migration: Migration) -> None:
         """A sequence left a worker and looks for another one."""
         ...
@@ -57,8 +62,8 @@ class Attempt:
     """One choice of workers, and what came of it. At most ``max_attempts`` a sequence, and one more."""
 
     __slots__ = (
-        "asked_at", "decision", "first_index", "first_token_at", "migration", "moved_at", "offered_at",
-        "queued_at", "routed_at", "sent_at", "transferred_at",
+        "asked_at", "decision", "first_index", "first_token_at", "handoff_lost", "handoff_lost_at",
+        "migration", "moved_at", "offered_at", "queued_at", "routed_at", "sent_at", "transferred_at",
     )  # fmt: skip
 
     def __init__(self, asked_at: float, first_index: int) -> None:
@@ -72,6 +77,8 @@ class Attempt:
         self.offered_at: float | None = None
         self.first_token_at: float | None = None
         self.transferred_at: float | None = None
+        self.handoff_lost_at: float | None = None
+        self.handoff_lost: HandoffLost | None = None
         self.moved_at: float | None = None
         self.migration: Migration | None = None
 
@@ -145,6 +152,12 @@ class SequenceTimeline:
         if attempt.first_token_at is not None:
             self._stages.transferred(now - attempt.first_token_at)
 
+    def handoff_lost(self, lost: HandoffLost) -> None:
+        """The decode worker computes the prompt itself."""
+        self._attempt.handoff_lost_at = self._now()
+        self._attempt.handoff_lost = lost
+        self._stages.handoff_lost(lost.reason)
+
     def finished(self, reason: str, output_tokens: int, cached_tokens: int) -> None:
         """A good end."""
         self.ended_at = self._now()
@@ -174,14 +187,23 @@ class RequestTimeline:
     ``answer_id``: the answer's "id"."""
 
     __slots__ = (
-        "answer_id", "ended_at", "endpoint", "prompt_tokens", "received_at", "request_id", "sequences",
+        "answer_id", "ended_at", "endpoint", "model", "prompt_tokens", "received_at", "request_id",
+        "sequences",
         "status", "tokenized_at", "trouble", "wall_s",
     )  # fmt: skip
 
     def __init__(
-        self, endpoint: str, request_id: str, answer_id: str, *, received_at: float, wall_s: float
+        self,
+        endpoint: str,
+        request_id: str,
+        answer_id: str,
+        *,
+        received_at: float,
+        wall_s: float,
+        model: str = "",
     ) -> None:
         self.endpoint = endpoint
+        self.model = model
         self.request_id = request_id
         self.answer_id = answer_id
         self.received_at = received_at

@@ -1,6 +1,7 @@
 """The one place where a frontend's parts are put together, and taken apart in reverse.
 
-Exists so that nothing else in the room makes its own registry, clock, router or server.
+Exists so that nothing else in the room makes its own registry, clock, router or server. What belongs to one
+model is made in ``model_wiring``.
 """
 
 from __future__ import annotations
@@ -15,33 +16,24 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import tokenmill
 from tokenmill.clock import Clock, SystemClock
-from tokenmill.decide.router.admission import Admission
-from tokenmill.decide.router.router_with_room import RouterWithRoom
 from tokenmill.protocol.frontends import FrontendCard, FrontendId
 from tokenmill.serve.fabric.registry import Registry, open_registry
-from tokenmill.serve.frontend.admission import AdmittingPlant
-from tokenmill.serve.frontend.admission_metrics import AdmissionMetrics
-from tokenmill.serve.frontend.admission_settings import admission_settings
 from tokenmill.serve.frontend.app import App
 from tokenmill.serve.frontend.doors import Front, open_doors
 from tokenmill.serve.frontend.explain import ExplainStore
-from tokenmill.serve.frontend.flow_metrics import FlowMetrics
-from tokenmill.serve.frontend.generator import Generator
 from tokenmill.serve.frontend.http.server import HttpServer
 from tokenmill.serve.frontend.http_settings import cors
 from tokenmill.serve.frontend.metrics import FrontendMetrics
-from tokenmill.serve.frontend.migration import MigrationLimits
+from tokenmill.serve.frontend.model_wiring import ModelParts, Shared, declared_models
+from tokenmill.serve.frontend.peer_link import NoteExchange
 from tokenmill.serve.frontend.peers import Peers
-from tokenmill.serve.frontend.router_policies import policy_maker
 from tokenmill.serve.frontend.router_settings import router_settings
-from tokenmill.serve.frontend.routing_metrics import RoutingMetrics
+from tokenmill.serve.frontend.routing_metrics import PeerMetrics
+from tokenmill.serve.frontend.served import Models, ServedModel
 from tokenmill.serve.frontend.service import Service
-from tokenmill.serve.frontend.stall import StallLimits
-from tokenmill.serve.frontend.workers import WorkerSet
+from tokenmill.serve.frontend.shared_notes import SharedNotes
+from tokenmill.serve.frontend.stream_room import StreamRoom
 from tokenmill.serve.process import run_folder
-from tokenmill.serve.text.template import ChatTemplate
-from tokenmill.serve.text.tokenizer import Tokenizer
-from tokenmill.spec.models import model_name, resolve_model
 from tokenmill.spec.process import FrontendConfig
 
 
@@ -64,14 +56,14 @@ async def wired(
     clock: Clock = SystemClock()
     async with AsyncExitStack() as stack:
         parts = _Parts(config, clock, stack, broken)
-        text = parts.text()
+        models = parts.models()
         if registry is None:
             registry = open_registry(config.registry)
             await registry.start()
             stack.push_async_callback(registry.stop)
-        peers = await parts.peers(registry) if config.peer_sync else None
-        workers = await parts.workers(registry, peers)
-        service = parts.service(*text, workers, peers)
+        peers = await parts.peers(registry, models) if config.peer_sync else None
+        served = [await model.serve(registry, peers) for model in models]
+        service = parts.service(models, served, peers)
         front = await open_doors(config, App(service, cors(config)), clock, stack)
         if peers is not None:
             await peers.announce(_card(peers, front, clock))
@@ -79,7 +71,7 @@ async def wired(
 
 
 class _Parts:
-    """Makes the parts; what they need closed goes on ``stack``."""
+    """Makes the parts that all models share; what they need closed goes on ``stack``."""
 
     def __init__(
         self,
@@ -93,28 +85,22 @@ class _Parts:
         self._stack = stack
         self._broken = broken
         self._id = FrontendId(f"frontend-{uuid.uuid4().hex[:8]}")
-        self._admission = Admission(admission_settings(config))
-        self._router = RouterWithRoom(
-            router_settings(config),
-            self._admission.room,
-            seed=random.SystemRandom().getrandbits(32),
-            policy=policy_maker(config.router_policy),
-        )
+        self._metrics = FrontendMetrics()
+        self._room = StreamRoom(self._metrics, config.max_streams)
 
-    def text(self) -> tuple[Tokenizer, ChatTemplate | None]:
-        """Load what turns messages into tokens and back."""
-        folder = resolve_model(self._config.model)
-        tokenizer = Tokenizer.load(folder, cache_bytes=self._config.tokenizer_cache_mb * 1024 * 1024)
-        self._stack.callback(tokenizer.close)
-        return tokenizer, ChatTemplate.load(folder, clock=self._clock)
+    def models(self) -> list[ModelParts]:
+        """Begin the parts of each model, and load what turns its text into tokens. Raises ConfigError."""
+        shared = Shared(self._config, self._clock, self._stack, self._room, self._on_broken)
+        return [ModelParts(shared, declared) for declared in declared_models(self._config)]
 
-    async def peers(self, registry: Registry) -> Peers:
+    async def peers(self, registry: Registry, models: list[ModelParts]) -> Peers:
         """Listen for other frontends. They are looked for, and find this one, once it is announced."""
         config = self._config
         folder = self._stack.enter_context(run_folder(config))
+        routers: list[NoteExchange] = [model.router for model in models]
         peers = Peers(
             registry,
-            self._router,
+            routers[0] if len(routers) == 1 else SharedNotes(routers),
             self._clock,
             frontend_id=self._id,
             interval_s=config.peer_interval_ms / 1000,
@@ -124,74 +110,24 @@ class _Parts:
         await peers.start(config.peer_listen or f"unix:{folder / self._id}.sock")
         return peers
 
-    async def workers(self, registry: Registry, peers: Peers | None) -> WorkerSet:
-        """Find the workers and connect to them."""
-        config = self._config
-        workers = WorkerSet(
-            registry,
-            self._router,
-            self._clock,
-            worker_wait_s=config.worker_wait_s,
-            stall=StallLimits(
-                silence_s=config.migration_stall_timeout_s, step_s=config.migration_step_timeout_s
-            ),
-            on_broken=self._on_broken,
-            on_routed=peers.routed if peers else None,
-        )
-        self._stack.push_async_callback(workers.close)
-        await workers.start()
-        return workers
-
-    def service(
-        self, tokenizer: Tokenizer, template: ChatTemplate | None, workers: WorkerSet, peers: Peers | None
-    ) -> Service:
+    def service(self, models: list[ModelParts], served: list[ServedModel], peers: Peers | None) -> Service:
         """Put together what the routes share."""
         config, clock = self._config, self._clock
-        plant = AdmittingPlant(workers, self._admission, clock)
-        self._stack.callback(plant.close)
-        flow_metrics = FlowMetrics()
-        metrics = FrontendMetrics(workers.links)
-        for collector in (RoutingMetrics(workers, peers, self._id), AdmissionMetrics(plant), flow_metrics):
-            metrics.add(collector)
+        self._metrics.add(PeerMetrics(peers, self._id))
+        self._metrics.add_models({model.name: model.collectors for model in models})
         return Service(
             config=config,
-            model_name=model_name(config.model_name, config.model),
             clock=clock,
-            tokenizer=tokenizer,
-            template=template,
-            workers=workers,
-            plant=plant,
-            metrics=metrics,
-            generator=self._generator(plant, tokenizer, metrics, flow_metrics),
+            models=Models(served),
+            metrics=self._metrics,
+            room=self._room,
             randomness=random.Random(os.urandom(16)),
             created_s=int(clock.wall()),
             frontend_id=self._id,
             explain=ExplainStore(
-                clock, self._router.settings, keep=config.explain_requests, frontend=self._id
+                clock, router_settings(config), keep=config.explain_requests, frontend=self._id
             ),
             peers=peers,
-        )
-
-    def _generator(
-        self,
-        plant: AdmittingPlant,
-        tokenizer: Tokenizer,
-        metrics: FrontendMetrics,
-        flow_metrics: FlowMetrics,
-    ) -> Generator:
-        config = self._config
-        return Generator(
-            plant,
-            tokenizer,
-            metrics,
-            self._clock,
-            request_timeout_s=config.request_timeout_s,
-            max_streams=config.max_streams,
-            migration=MigrationLimits(
-                max_attempts=config.migration_max_attempts, max_tokens=config.migration_max_tokens
-            ),
-            flow_metrics=flow_metrics,
-            write_interval_s=config.write_interval_ms / 1000,
         )
 
     def _on_broken(self, why: str) -> None:

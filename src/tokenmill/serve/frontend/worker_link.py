@@ -20,7 +20,7 @@ from tokenmill.protocol.card import WorkerCard, WorkerState
 from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.ids import RequestId, Role
 from tokenmill.protocol.items import Item, Load
-from tokenmill.protocol.metrics import StepMetrics
+from tokenmill.protocol.metrics import Circuit, StepMetrics
 from tokenmill.serve.fabric.limits import StreamLimits
 from tokenmill.serve.fabric.streams import StreamConnection
 from tokenmill.serve.frontend.kv_feed import KvFeed
@@ -89,17 +89,21 @@ class WorkerLink:
             and not self.draining
             and not self.retired
             and not self._steps.stuck
+            and self.metrics.circuit is not Circuit.OPEN
             and self._connection is not None
             and not self._connection.going_away
         )
 
     @property
     def state(self) -> str:
-        """For people: the card's state, "lost" without a connection, "stalled" without steps."""
+        """For people: the card's state, "lost" without a connection, "stalled" without steps, "broken" while
+        it lets nobody through to a server that keeps failing."""
         if not self.connected:
             return "lost"
         if self._steps.stuck:
             return "stalled"
+        if self.metrics.circuit is Circuit.OPEN:
+            return "broken"
         return "draining" if self.draining or self.retired else self.card.state.value
 
     def update(self, card: WorkerCard) -> None:
@@ -176,8 +180,10 @@ class WorkerLink:
 
         ``cached_tokens``: those of the prompt that the worker need not compute, as predicted.
         """
-        tokens = len(request.prompt) + len(request.output)
+        tokens = request.tokens
         prefill_tokens = 0 if request.role is Role.DECODE else max(1, tokens - cached_tokens)
+        if request.text is not None:
+            prefill_tokens = 1  # read by a server whose queue is not ours to keep short
         request_id = request.request_id
         self.open_streams += 1
         self._router.sent(self.card.worker_id, request_id, prefill_tokens, self._clock.now(), tokens)
@@ -226,6 +232,7 @@ class WorkerLink:
     def _on_load(self, item: Item) -> None:
         if not isinstance(item, Load):
             return
+        tripped = (item.metrics.circuit is Circuit.OPEN) != (self.metrics.circuit is Circuit.OPEN)
         self.metrics = item.metrics
         now = self._clock.now()
         self._router.load_reported(self.card.worker_id, item.metrics, now)
@@ -234,7 +241,7 @@ class WorkerLink:
         stuck = self._steps.stuck
         if stuck and not was_stuck and self._connection is not None:
             self._connection.give_up(WorkerStalled("its engine makes no steps"))
-        elif item.draining != self.draining or stuck != was_stuck:
+        elif item.draining != self.draining or stuck != was_stuck or tripped:
             self.draining = item.draining
             self._settle()
         else:

@@ -37,7 +37,7 @@ class WorkerSet:
 
     ``on_broken`` is called with the reason when the registry can be watched no longer: without it this set
     would lose its workers one by one and never learn of new ones. ``on_routed``: when the router has
-    something that other frontends should know.
+    something that other frontends should know. ``serves``: which workers are meant; all, if not said.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class WorkerSet:
         stall: StallLimits = _USUAL_STALL,
         on_broken: Callable[[str], None],
         on_routed: Callable[[], None] | None = None,
+        serves: Callable[[WorkerCard], bool] | None = None,
     ) -> None:
         self.router = router
         self.on_change: list[Callable[[], None]] = []
@@ -62,6 +63,7 @@ class WorkerSet:
         self._worker_wait_s = worker_wait_s
         self._stall = stall
         self._on_broken = on_broken
+        self._serves = serves or _everyone
         self._links: dict[str, WorkerLink] = {}
         self._by_worker: dict[WorkerId, WorkerLink] = {}
         self._usable: list[WorkerCard] = []
@@ -111,6 +113,8 @@ class WorkerSet:
         except msgspec.DecodeError as error:
             _log.warning("worker card cannot be read", key=change.key, error=str(error))
             return
+        if not self._serves(card):
+            return  # another model's: what a worker serves never changes
         if link is not None and link.card.address == card.address:
             link.update(card)
             return
@@ -135,7 +139,8 @@ class WorkerSet:
     def usable_changed(self) -> None:
         """A worker became usable or ceased to be."""
         self._usable = [link.card for link in self._links.values() if link.usable]
-        self._context_tokens = min((card.max_model_len for card in self._usable), default=0)
+        contexts = [card.max_model_len for card in self._usable if card.max_model_len]
+        self._context_tokens = min(contexts, default=0)
         if self.readiness().ready:
             self._ready.set()
         else:
@@ -195,6 +200,11 @@ class WorkerSet:
     # For people ----------------------------------------------------------------------------------------
 
     @property
+    def usable(self) -> list[WorkerCard]:
+        """Workers that new requests may go to: another list after each change."""
+        return self._usable
+
+    @property
     def shortest_context(self) -> int:
         """Prompt plus output in tokens, of the worker with the shortest context; 0 without workers."""
         return self._context_tokens
@@ -209,12 +219,22 @@ class WorkerSet:
 
     def count(self) -> dict[str, dict[str, int]]:
         """Return how many workers there are, by role and state."""
-        counts: dict[str, dict[str, int]] = {role.value: {} for role in Role}
-        for link in self._links.values():
-            states = counts[link.card.role.value]
-            states[link.state] = states.get(link.state, 0) + 1
-        return counts
+        return count_workers(self._links.values())
+
+
+def count_workers(links: Iterable[WorkerLink]) -> dict[str, dict[str, int]]:
+    """Return how many workers there are, by role and state."""
+    counts: dict[str, dict[str, int]] = {role.value: {} for role in Role}
+    for link in links:
+        states = counts[link.card.role.value]
+        states[link.state] = states.get(link.state, 0) + 1
+    return counts
 
 
 def _nothing() -> None:
     """Nobody wants to know."""
+
+
+def _everyone(_card: WorkerCard) -> bool:
+    """There is one model, and all serve it."""
+    return True

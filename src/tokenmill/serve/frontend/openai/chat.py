@@ -5,6 +5,8 @@ Exists to turn a chat into one prompt and its sequences into OpenAI's answer. It
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import msgspec
 
 from tokenmill.errors import BadRequest
@@ -16,12 +18,13 @@ from tokenmill.serve.frontend.http.messages import Answer, Request, Response, St
 from tokenmill.serve.frontend.openai.chunks import ChatChunks
 from tokenmill.serve.frontend.openai.errors import decode_body
 from tokenmill.serve.frontend.openai.json_texts import JsonTexts
-from tokenmill.serve.frontend.openai.logprobs import chat_logprobs
+from tokenmill.serve.frontend.openai.logprobs import TokenNames, chat_logprobs
 from tokenmill.serve.frontend.openai.sampling import (
     MAX_LOGPROBS,
     check_range,
     check_supported,
     choices_of,
+    constraints_of,
     output_tokens,
     refuse,
     seed_of,
@@ -31,6 +34,8 @@ from tokenmill.serve.frontend.openai.sampling import (
 )
 from tokenmill.serve.frontend.openai.schema import ChatRequest, TokenizeRequest
 from tokenmill.serve.frontend.openai.standing import Standing, standing_of
+from tokenmill.serve.frontend.openai.text_models import answer_as_text
+from tokenmill.serve.frontend.served import TextModel, TokenModel
 from tokenmill.serve.frontend.service import Service
 from tokenmill.serve.text.encoder import Encoded
 
@@ -50,32 +55,37 @@ class ChatApi:
         service = self._service
         received_at = service.clock.now()
         body = decode_body(self._decoder, request.body)
-        service.check_model(body.model)
+        model = service.models.find(body.model)
         standing = standing_of(request, body.priority, service.config, received_at)
-        _check(body)
-        encoded = await render_chat(service, body)
+        if isinstance(model, TextModel):
+            return await answer_as_text(service, model, ENDPOINT, request, body, standing, received_at)
+        assert isinstance(model, TokenModel)
+        _check(body, await model.constraints() if constraints_of(body) else ())
+        encoded = await render_chat(model, body)
         prompt = encoded.ids
         answer_id = service.new_id("chatcmpl-")
-        timeline = service.explain.begin(ENDPOINT, request, answer_id, received_at, len(prompt))
-        specs = await self._specs(body, encoded, answer_id, standing)
+        timeline = service.explain.begin(
+            ENDPOINT, request, answer_id, received_at, len(prompt), model=model.name
+        )
+        specs = await self._specs(model, body, encoded, answer_id, standing)
         tally = Tally(len(prompt), per_prompt=len(specs))
         skip_special = body.skip_special_tokens is not False
         if body.stream:
-            chunks = self._chunks(body, prompt, answer_id, len(specs))
-            stream = await service.generator.stream(
+            chunks = self._chunks(model, body, prompt, answer_id, len(specs))
+            stream = await model.generator.stream(
                 ENDPOINT, specs, chunks, tally, timeline=timeline, skip_special_tokens=skip_special
             )
             return Stream(stream)
-        choices = await service.generator.collect(
+        choices = await model.generator.collect(
             ENDPOINT, specs, tally, timeline=timeline, skip_special_tokens=skip_special
         )
-        return Response(200, self._whole(body, prompt, answer_id, choices, tally))
+        return Response(200, self._whole(model, body, prompt, answer_id, choices, tally))
 
     async def _specs(
-        self, body: ChatRequest, prompt: Encoded, answer_id: str, standing: Standing
+        self, model: TokenModel, body: ChatRequest, prompt: Encoded, answer_id: str, standing: Standing
     ) -> list[SequenceSpec]:
         service = self._service
-        limits = await service.limits()
+        limits = await model.limits()
         field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
         asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         default = service.config.default_max_tokens or None
@@ -86,7 +96,7 @@ class ChatApi:
             body,
             max_tokens=max_tokens,
             seed=service.seed(body.seed),
-            vocab_size=service.tokenizer.vocab_size,
+            vocab_size=model.tokenizer.vocab_size,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
         stops = stops_of(body)
@@ -111,51 +121,61 @@ class ChatApi:
             for index in range(choices)
         ]
 
-    def _chunks(self, body: ChatRequest, prompt: list[int], answer_id: str, choices: int) -> ChatChunks:
+    def _chunks(
+        self, model: TokenModel, body: ChatRequest, prompt: list[int], answer_id: str, choices: int
+    ) -> ChatChunks:
         return ChatChunks(
             answer_id,
             int(self._service.clock.wall()),
-            self._service.model_name,
+            model.name,
             choices=choices,
             include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
-            names=self._service.tokenizer,
+            names=model.tokenizer,
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             prompt_token_ids=prompt if body.return_token_ids else None,
             json_texts=self._json_texts,
         )
 
     def _whole(
-        self, body: ChatRequest, prompt: list[int], answer_id: str, choices: list[Collected], tally: Tally
+        self,
+        model: TokenModel,
+        body: ChatRequest,
+        prompt: list[int],
+        answer_id: str,
+        choices: list[Collected],
+        tally: Tally,
     ) -> bytes:
         answer: dict[str, object] = {
             "id": answer_id,
             "object": "chat.completion",
             "created": int(self._service.clock.wall()),
-            "model": self._service.model_name,
-            "choices": [self._choice(body, index, choice) for index, choice in enumerate(choices)],
+            "model": model.name,
+            "choices": [
+                _choice(model.tokenizer, body, index, choice) for index, choice in enumerate(choices)
+            ],
             "usage": tally.usage(),
         }
         if body.return_token_ids:
             answer["prompt_token_ids"] = prompt
         return msgspec.json.encode(answer)
 
-    def _choice(self, body: ChatRequest, index: int, choice: Collected) -> dict[str, object]:
-        names = self._service.tokenizer
-        shown: dict[str, object] = {
-            "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": chat_logprobs(names, choice.tokens, choice.logprobs, body.top_logprobs or 0)
-            if body.logprobs
-            else None,
-            "finish_reason": choice.reason,
-        }
-        if body.return_token_ids:
-            shown["token_ids"] = choice.tokens
-        return shown
+
+def _choice(names: TokenNames, body: ChatRequest, index: int, choice: Collected) -> dict[str, object]:
+    shown: dict[str, object] = {
+        "index": index,
+        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "logprobs": chat_logprobs(names, choice.tokens, choice.logprobs, body.top_logprobs or 0)
+        if body.logprobs
+        else None,
+        "finish_reason": choice.reason,
+    }
+    if body.return_token_ids:
+        shown["token_ids"] = choice.tokens
+    return shown
 
 
-def _check(body: ChatRequest) -> None:
-    check_supported(body)
+def _check(body: ChatRequest, constraints: Container[str]) -> None:
+    check_supported(body, constraints)
     refuse("tools", body.tools)
     refuse("functions", body.functions)
     refuse("audio", body.audio)
@@ -171,11 +191,11 @@ def _check(body: ChatRequest) -> None:
         raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
 
 
-async def render_chat(service: Service, body: ChatRequest | TokenizeRequest) -> Encoded:
+async def render_chat(model: TokenModel, body: ChatRequest | TokenizeRequest) -> Encoded:
     """Return the prompt of a chat in token ids."""
-    if service.template is None:
+    if model.template is None:
         raise BadRequest(
-            f"the model {service.model_name} has no chat template; use /v1/completions", param="messages"
+            f"the model {model.name} has no chat template; use /v1/completions", param="messages"
         )
     continued = bool(body.continue_final_message)
     generation = body.add_generation_prompt
@@ -185,10 +205,10 @@ async def render_chat(service: Service, body: ChatRequest | TokenizeRequest) -> 
             raise BadRequest(
                 f"chat_template_kwargs.{name} is a field of its own", param=f"chat_template_kwargs.{name}"
             )
-    text = service.template.render(
+    text = model.template.render(
         body.messages or [],
         add_generation_prompt=not continued if generation is None else generation,
         continue_final_message=continued,
         **further,
     )
-    return await service.tokenizer.encode_async(text, add_special_tokens=False)
+    return await model.tokenizer.encode_async(text, add_special_tokens=False)

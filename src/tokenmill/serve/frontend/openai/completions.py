@@ -29,6 +29,7 @@ from tokenmill.serve.frontend.openai.sampling import (
     check_supported,
     check_token_ids,
     choices_of,
+    constraints_of,
     output_tokens,
     refuse,
     seed_of,
@@ -37,6 +38,8 @@ from tokenmill.serve.frontend.openai.sampling import (
 )
 from tokenmill.serve.frontend.openai.schema import CompletionRequest
 from tokenmill.serve.frontend.openai.standing import Standing, standing_of
+from tokenmill.serve.frontend.openai.text_models import answer_as_text
+from tokenmill.serve.frontend.served import TextModel, TokenModel
 from tokenmill.serve.frontend.service import Service
 
 ENDPOINT = "/v1/completions"
@@ -66,32 +69,37 @@ class CompletionApi:
         service = self._service
         received_at = service.clock.now()
         body = decode_body(self._decoder, request.body)
-        service.check_model(body.model)
+        model = service.models.find(body.model)
         standing = standing_of(request, body.priority, service.config, received_at)
-        check_supported(body)
+        if isinstance(model, TextModel):
+            return await answer_as_text(service, model, ENDPOINT, request, body, standing, received_at)
+        assert isinstance(model, TokenModel)
+        check_supported(body, await model.constraints() if constraints_of(body) else ())
         refuse("suffix", body.suffix)
         check_range("logprobs", body.logprobs, 0, MAX_LOGPROBS)
-        prompts = await self._prompts(body)
+        prompts = await self._prompts(model, body)
         n = choices_of(body, len(prompts))
         answer_id = service.new_id("cmpl-")
         prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
-        timeline = service.explain.begin(ENDPOINT, request, answer_id, received_at, prompt_tokens)
-        specs = self._specs(body, prompts, n, answer_id, await service.limits(), standing)
+        timeline = service.explain.begin(
+            ENDPOINT, request, answer_id, received_at, prompt_tokens, model=model.name
+        )
+        specs = self._specs(model, body, prompts, n, answer_id, await model.limits(), standing)
         tally = Tally(prompt_tokens, per_prompt=n)
         skip_special = body.skip_special_tokens is not False
         if body.stream:
-            chunks = self._chunks(body, prompts, n, answer_id)
-            stream = await service.generator.stream(
+            chunks = self._chunks(model, body, prompts, n, answer_id)
+            stream = await model.generator.stream(
                 ENDPOINT, specs, chunks, tally, timeline=timeline, skip_special_tokens=skip_special
             )
             return Stream(stream)
-        choices = await service.generator.collect(
+        choices = await model.generator.collect(
             ENDPOINT, specs, tally, timeline=timeline, skip_special_tokens=skip_special
         )
-        return Response(200, self._whole(body, prompts, n, answer_id, choices, tally))
+        return Response(200, self._whole(model, body, prompts, n, answer_id, choices, tally))
 
-    async def _prompts(self, body: CompletionRequest) -> list[Prompt]:
-        tokenizer = self._service.tokenizer
+    async def _prompts(self, model: TokenModel, body: CompletionRequest) -> list[Prompt]:
+        tokenizer = model.tokenizer
         prompts: list[Prompt] = []
         for item in split_prompts(body.prompt):
             if isinstance(item, str):
@@ -107,6 +115,7 @@ class CompletionApi:
 
     def _specs(
         self,
+        model: TokenModel,
         body: CompletionRequest,
         prompts: list[Prompt],
         n: int,
@@ -116,7 +125,7 @@ class CompletionApi:
     ) -> list[SequenceSpec]:
         seed = self._service.seed(body.seed)
         stops = stops_of(body)
-        samplings = [self._sampling(body, prompt, seed, limits) for prompt in prompts]
+        samplings = [self._sampling(model, body, prompt, seed, limits) for prompt in prompts]
         return [
             SequenceSpec(
                 request_id=RequestId(f"{answer_id}-{at * n + choice}"),
@@ -137,28 +146,30 @@ class CompletionApi:
             for choice in range(n)
         ]
 
-    def _sampling(self, body: CompletionRequest, prompt: Prompt, seed: int, limits: LengthLimits) -> Sampling:
+    def _sampling(
+        self, model: TokenModel, body: CompletionRequest, prompt: Prompt, seed: int, limits: LengthLimits
+    ) -> Sampling:
         asked = 1 if _prompt_only(body) else body.max_tokens
         default = self._service.config.default_max_tokens or DEFAULT_MAX_TOKENS
         return to_sampling(
             body,
             max_tokens=output_tokens(len(prompt.ids), asked, default, limits),
             seed=seed,
-            vocab_size=self._service.tokenizer.vocab_size,
+            vocab_size=model.tokenizer.vocab_size,
             logprobs=body.logprobs,
             prompt_logprobs=body.logprobs if body.echo else None,
         )
 
     def _chunks(
-        self, body: CompletionRequest, prompts: list[Prompt], n: int, answer_id: str
+        self, model: TokenModel, body: CompletionRequest, prompts: list[Prompt], n: int, answer_id: str
     ) -> CompletionChunks:
         return CompletionChunks(
             answer_id,
             int(self._service.clock.wall()),
-            self._service.model_name,
+            model.name,
             choices=len(prompts) * n,
             include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
-            names=self._service.tokenizer,
+            names=model.tokenizer,
             top_logprobs=body.logprobs,
             echoes=[(prompt.text or "", prompt.ids) for prompt in prompts for _ in range(n)]
             if body.echo
@@ -171,6 +182,7 @@ class CompletionApi:
 
     def _whole(
         self,
+        model: TokenModel,
         body: CompletionRequest,
         prompts: list[Prompt],
         n: int,
@@ -179,21 +191,22 @@ class CompletionApi:
         tally: Tally,
     ) -> bytes:
         shown = [
-            self._choice(body, prompts[index // n], index, choice) for index, choice in enumerate(choices)
+            self._choice(model, body, prompts[index // n], index, choice)
+            for index, choice in enumerate(choices)
         ]
         return msgspec.json.encode(
             {
                 "id": answer_id,
                 "object": "text_completion",
                 "created": int(self._service.clock.wall()),
-                "model": self._service.model_name,
+                "model": model.name,
                 "choices": shown,
                 "usage": tally.usage(),
             }
         )
 
     def _choice(
-        self, body: CompletionRequest, prompt: Prompt, index: int, choice: Collected
+        self, model: TokenModel, body: CompletionRequest, prompt: Prompt, index: int, choice: Collected
     ) -> dict[str, object]:
         logprobs: dict[str, object] | None = None
         if body.logprobs is not None:
@@ -202,7 +215,7 @@ class CompletionApi:
             if body.echo:
                 tokens = prompt.ids + tokens
                 scores = [*(choice.prompt_logprobs or [None] * len(prompt.ids)), *scores]
-            logprobs = CompletionLogprobs(self._service.tokenizer, body.logprobs).take(tokens, scores)
+            logprobs = CompletionLogprobs(model.tokenizer, body.logprobs).take(tokens, scores)
         shown: dict[str, object] = {
             "index": index,
             "text": (prompt.text or "") + choice.text if body.echo else choice.text,

@@ -5,7 +5,7 @@ Exists because engines trust what they get. It must not know text, workers or HT
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from tokenmill.errors import BadRequest, TooLarge
@@ -22,6 +22,7 @@ MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKENS = 256
 MAX_CACHE_SALT_CHARS = 256
+_CONSTRAINTS = ("response_format", "structured_outputs")
 _SEED_MASK = (1 << 63) - 1
 _SEED_STEP = 0x9E3779B97F4A7C15
 _LARGEST_INT = (1 << 31) - 1
@@ -126,18 +127,27 @@ def seed_of(seed: int, choice: int) -> int:
     return (seed + choice * _SEED_STEP) & _SEED_MASK
 
 
-def check_supported(fields: SamplingFields) -> None:
-    """Raise BadRequest for what we know and cannot do, by name."""
+def constraints_of(fields: SamplingFields) -> dict[str, Json]:
+    """Return the fields that shape the output, as the client wrote them; they are the engine's business."""
+    asked = {name: getattr(fields, name) for name in _CONSTRAINTS}
+    return {name: value for name, value in asked.items() if value not in (None, {}, {"type": "text"})}
+
+
+def check_supported(fields: SamplingFields, constraints: Container[str] = ()) -> None:
+    """Raise BadRequest for what we know and cannot do, by name. ``constraints``: what engines understand."""
     if fields.best_of is not None and fields.best_of != (fields.n or 1):
         raise unsupported("best_of", "leave it out or make it equal to n")
     refuse("use_beam_search", fields.use_beam_search)
-    refuse("structured_outputs", fields.structured_outputs)
     refuse("guided_json", fields.guided_json)
     refuse("guided_regex", fields.guided_regex)
     refuse("guided_choice", fields.guided_choice)
     refuse("guided_grammar", fields.guided_grammar)
-    if fields.response_format not in (None, {"type": "text"}):
-        raise unsupported("response_format", 'leave it out or set it to {"type": "text"}')
+    for name in constraints_of(fields):
+        if name not in constraints:
+            fix = (
+                'leave it out or set it to {"type": "text"}' if name == "response_format" else "leave it out"
+            )
+            raise unsupported(name, fix)
     if fields.stream_options is not None and not fields.stream:
         raise BadRequest("stream_options is only allowed when stream is true", param="stream_options")
 
@@ -184,6 +194,7 @@ def to_sampling(
         prompt_logprobs=prompt_logprobs,
         stop_token_ids=tuple(fields.stop_token_ids or ()),
         ignore_eos=bool(fields.ignore_eos),
+        constraints=constraints_of(fields),
     )
 
 

@@ -54,6 +54,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     guided_regex: Json = None
     guided_choice: Json = None
     guided_grammar: Json = None
+    # refused unless the engines understand them
     structured_outputs: Json = None
     response_format: Json = None
 

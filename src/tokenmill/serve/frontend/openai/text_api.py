@@ -5,6 +5,8 @@ Exists beside OpenAI's own routes in vLLM's form. It must not know workers' insi
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 import msgspec
 
 from tokenmill.errors import BadRequest
@@ -25,52 +27,50 @@ class TextApi:
         self._detokenize = msgspec.json.Decoder(DetokenizeRequest)
 
     async def models(self, _request: Request) -> Answer:
-        """List the one model."""
-        return _json({"object": "list", "data": [self._model()]})
+        """List the models."""
+        names = self._service.models.names()
+        return _json({"object": "list", "data": [self._model(name) for name in names]})
 
     async def model(self, request: Request) -> Answer:
         """Describe one model, or 404."""
-        self._service.check_model(request.path.removeprefix("/v1/models/"))
-        return _json(self._model())
+        return _json(self._model(unquote(request.path.removeprefix("/v1/models/"))))
 
-    def _model(self) -> dict[str, object]:
+    def _model(self, name: str) -> dict[str, object]:
         service = self._service
         return {
-            "id": service.model_name,
+            "id": name,
             "object": "model",
             "created": service.created_s,
             "owned_by": "tokenmill",
-            "max_model_len": service.workers.shortest_context or None,
+            "max_model_len": service.models.find(name).workers.shortest_context or None,
         }
 
     async def tokenize(self, request: Request) -> Answer:
         """Return the ids of a text or a chat."""
-        service = self._service
         body = decode_body(self._tokenize, request.body)
-        service.check_model(body.model)
+        model = self._service.token_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise BadRequest("give either prompt or messages", param="prompt")
         if body.prompt is not None:
             add_special = body.add_special_tokens is not False
-            ids = (await service.tokenizer.encode_async(body.prompt, add_special_tokens=add_special)).ids
+            ids = (await model.tokenizer.encode_async(body.prompt, add_special_tokens=add_special)).ids
         else:
-            ids = (await render_chat(service, body)).ids
+            ids = (await render_chat(model, body)).ids
         answer: dict[str, object] = {
             "count": len(ids),
-            "max_model_len": service.workers.shortest_context or None,
+            "max_model_len": model.workers.shortest_context or None,
             "tokens": ids,
         }
         if body.return_token_strs:
-            answer["token_strs"] = [service.tokenizer.token_text(token) for token in ids]
+            answer["token_strs"] = [model.tokenizer.token_text(token) for token in ids]
         return _json(answer)
 
     async def detokenize(self, request: Request) -> Answer:
         """Return the text of ids."""
-        service = self._service
         body = decode_body(self._detokenize, request.body)
-        service.check_model(body.model)
-        check_token_ids("tokens", body.tokens, service.tokenizer.vocab_size)
-        return _json({"prompt": service.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+        tokenizer = self._service.token_model(body.model).tokenizer
+        check_token_ids("tokens", body.tokens, tokenizer.vocab_size)
+        return _json({"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
 
 def _json(value: dict[str, object]) -> Response:
