@@ -1,0 +1,1 @@
+"""SGLang: a server of its own, spoken to by token ids over HTTP."""

@@ -1,0 +1,1 @@
+"""TensorRT-LLM as an engine: ``trtllm-serve``, unmodified, launched or attached to."""
