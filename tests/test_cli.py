@@ -52,7 +52,7 @@ def test_version(capsys):
         (["srve"], 'Unknown command "srve". Did you mean "serve"?'),
         (["serve", "--prot", "1"], "Unknown option: --prot"),
         (["serve", "--port", "x"], "--port"),
-        (["serve", "--engine", "sglang"], 'engine "sglang" is not built into this version'),
+        (["serve", "--engine", "openai"], '--attach: is missing; engine "openai" needs'),
         (["serve", "--engine-arg", "x", "--engine", "sim"], '--engine-arg: "x" is not KEY=VALUE'),
         (["serve", "/no/such/folder", "--engine", "sim"], "/no/such/folder"),
         (["up", "none.yaml"], "none.yaml: no such file"),

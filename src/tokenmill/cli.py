@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -47,6 +47,7 @@ def make_app() -> App:
     import tokenmill
     from tokenmill.operate.deploy.flags import config_command
     from tokenmill.operate.deploy.quick import ServeOptions
+    from tokenmill.operate.profile.options import ProfileOptions
     from tokenmill.spec.process import FrontendConfig, WorkerConfig
 
     app = App(
@@ -56,10 +57,12 @@ def make_app() -> App:
         help_format="plaintext",
     )
     app.command(config_command(ServeOptions, _serve, positional="model"), name="serve")
-    for command in (up, down, status, scale, doctor, schema):
+    for command in (up, down, status, scale, doctor, schema, render, plan):
         app.command(command)
+    app.command(import_, name="import")
     app.command(config_command(FrontendConfig, _frontend), name="frontend")
     app.command(config_command(WorkerConfig, _worker), name="worker")
+    app.command(config_command(ProfileOptions, _profile, positional="model"), name="profile")
     return app
 
 
@@ -87,6 +90,12 @@ def _worker(config: Any) -> int:
     from tokenmill.serve.worker.main import main as run
 
     return run(config)
+
+
+def _profile(options: Any) -> int:
+    from tokenmill.operate.profile.command import profile
+
+    return profile(options)
 
 
 def up(factory: Path, /, *, foreground: bool = False, log_file: Path | None = None) -> int:
@@ -147,6 +156,102 @@ def doctor(factory: Path | None = None, /) -> int:
     from tokenmill.operate.deploy.doctor import doctor
 
     return doctor(factory)
+
+
+def render(factory: Path, /, *, target: str = "commands", json: bool = False) -> int:
+    """Show what bringing a factory up would run, without running it.
+
+    Args:
+        factory: The factory file (YAML or JSON).
+        target: commands: the command of each replica's engine, with its environment and GPUs.
+        json: Write JSON.
+    """
+    from tokenmill.operate.deploy.rendering import render
+
+    return render(factory, target=target, as_json=json)
+
+
+def plan(
+    factory: Path,
+    /,
+    *,
+    fleet: Path | None = None,
+    rate: float | None = None,
+    isl: float | None = None,
+    osl: float | None = None,
+    cached: float = 0.0,
+    trace: Path | None = None,
+    reuse_s: float = 300.0,
+    ttft_ms: float | None = None,
+    itl_ms: float | None = None,
+    percentile: float | None = None,
+    objective: Literal["cost", "gpus", "power"] = "cost",
+    model: str = "",
+    profile: tuple[Path, ...] = (),
+    spot: bool = True,
+    json: bool = False,
+    write: Path | None = None,
+) -> int:
+    """Choose GPUs, parallelism and replicas for each stage, and say what latencies and tokens will cost.
+
+    Args:
+        factory: The factory file: model and service level.
+        fleet: The fleet file: GPUs, prices, links. Without it: the GPUs that the factory's stages name.
+        rate: Requests a second; without it, and without a trace, as many as the fleet can serve.
+        isl: Tokens of a prompt.
+        osl: Tokens of an answer.
+        cached: Of a prompt, tokens that are found in a cache.
+        trace: A trace of requests (Mooncake's .jsonl or Azure's .csv), in place of isl and osl.
+        reuse_s: A trace's prefix counts as cached when it came within so many seconds before.
+        ttft_ms: Time to first token in milliseconds, in place of the factory's.
+        itl_ms: Time between tokens in milliseconds, in place of the factory's.
+        percentile: The share of requests in percent that must be within both, in place of the factory's.
+        objective: What is to be least.
+        model: Which of the factory's models, where it has several.
+        profile: Measured profile files, whose times go before all others.
+        spot: Use spot nodes, too.
+        json: Write JSON.
+        write: Write the planned factory file here.
+    """
+    from tokenmill.operate.plan.command import PlanOptions
+    from tokenmill.operate.plan.command import plan as run
+
+    return run(
+        factory,
+        PlanOptions(
+            fleet=fleet,
+            rate=rate,
+            isl=isl,
+            osl=osl,
+            cached=cached,
+            trace=trace,
+            reuse_s=reuse_s,
+            ttft_ms=ttft_ms,
+            itl_ms=itl_ms,
+            percentile=percentile,
+            objective=objective,
+            model=model,
+            profiles=profile,
+            spot=spot,
+            json=json,
+            write=write,
+        ),
+    )
+
+
+def import_(file: Path, /, *, output: Path | None = None, name: str = "") -> int:
+    """Turn a Dynamo DynamoGraphDeployment or a KServe LLMInferenceService into a factory file.
+
+    What could not be carried over is told on standard error.
+
+    Args:
+        file: The deployment (YAML or JSON).
+        output: Where the factory file goes; else to standard output.
+        name: Which deployment, if the file has several.
+    """
+    from tokenmill.operate.deploy.importing import import_file
+
+    return import_file(file, output=output, name=name)
 
 
 def schema() -> int:

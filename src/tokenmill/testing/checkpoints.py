@@ -19,13 +19,13 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 Architecture = Literal["llama", "qwen3", "mistral", "gpt_oss"]
-Size = Literal["tiny", "16m", "80m"]
+Size = Literal["tiny", "5m", "16m", "80m"]
 
 SPECIALS = ("<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
 BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
 
 TINY_VOCAB_SIZE = len(SPECIALS) + 256
-_VOCAB_SIZE: dict[str, int] = {"tiny": TINY_VOCAB_SIZE, "16m": 4096, "80m": 4096}
+_VOCAB_SIZE: dict[str, int] = {"tiny": TINY_VOCAB_SIZE, "5m": 4096, "16m": 4096, "80m": 4096}
 
 _SIZES: dict[str, dict[str, int]] = {
     "tiny": {
@@ -36,6 +36,15 @@ _SIZES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 2,
         "head_dim": 16,
         "max_position_embeddings": 1024,
+    },
+    "5m": {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "max_position_embeddings": 8192,
     },
     "16m": {
         "hidden_size": 384,
@@ -57,6 +66,9 @@ _SIZES: dict[str, dict[str, int]] = {
     },
 }
 
+_TRAINED_TOKENS = 4096
+"""Context length of gpt-oss before its positions are stretched."""
+
 _CHAT_TEMPLATE = (
     "{{ '<s>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -71,11 +83,13 @@ def make_checkpoint(
     size: Size = "tiny",
     dtype: Literal["float32", "bfloat16"] = "float32",
     sharded: bool = False,
+    sliding_window: int = 0,
 ) -> Path:
     """Write a checkpoint into ``folder`` and return it.
 
-    "tiny" has about 0.2 M parameters and a byte vocabulary; "16m" and "80m" about as many as their names
-    say. Equal arguments give equal weights. ``sharded``: several safetensors files and an index.
+    "tiny" has about 0.2 M parameters and a byte vocabulary; the others about as many as their names say.
+    Equal arguments give equal weights. ``sharded``: several safetensors files and an index.
+    ``sliding_window``: tokens that the layers with one see, where the architecture has it; 0: a few.
     """
     vocab_size = _VOCAB_SIZE[size]
     numbers: dict[str, Any] = {
@@ -86,7 +100,7 @@ def make_checkpoint(
         "pad_token_id": PAD_ID,
         "tie_word_embeddings": False,
     }
-    model = _model(architecture, numbers)
+    model = _model(architecture, numbers, sliding_window)
     _fill(model, seed)
     generation: Any = model.generation_config
     generation.bos_token_id, generation.eos_token_id, generation.pad_token_id = BOS_ID, EOS_ID, PAD_ID
@@ -101,15 +115,21 @@ def make_checkpoint(
     return folder
 
 
-def _model(architecture: Architecture, numbers: dict[str, Any]) -> Any:
+def _model(architecture: Architecture, numbers: dict[str, Any], window: int) -> Any:
     if architecture == "llama":
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(**numbers))
     if architecture == "qwen3":
         return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**numbers))
     if architecture == "mistral":
-        return transformers.MistralForCausalLM(transformers.MistralConfig(**numbers, sliding_window=24))
-    experts: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}
-    rope = {"rope_type": "default", "rope_theta": 150000.0}
+        config = transformers.MistralConfig(**numbers, sliding_window=window or 24)
+        return transformers.MistralForCausalLM(config)
+    experts: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    experts["sliding_window"] = window or 16
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 150000.0}
+    if numbers["max_position_embeddings"] > _TRAINED_TOKENS:  # as the models of that name have it
+        rope |= {"rope_type": "yarn", "factor": numbers["max_position_embeddings"] / _TRAINED_TOKENS}
+        rope |= {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+        rope |= {"original_max_position_embeddings": _TRAINED_TOKENS}
     return transformers.GptOssForCausalLM(
         transformers.GptOssConfig(**numbers, **experts, rope_parameters=rope)
     )

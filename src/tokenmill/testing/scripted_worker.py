@@ -7,7 +7,7 @@ is known: output position i of a request is ``script(request)[i]``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -30,6 +30,7 @@ from tokenmill.protocol.items import (
 )
 from tokenmill.protocol.kv_events import CacheCleared, KvEvent, KvEvents
 from tokenmill.protocol.metrics import StepMetrics
+from tokenmill.protocol.text import TextFinished
 from tokenmill.serve.fabric.registry import Registry
 from tokenmill.serve.fabric.streams import ServerStream, StreamServer
 from tokenmill.testing.tiny_tokenizer import EOS_ID
@@ -56,7 +57,8 @@ class ScriptedWorker:
     request. ``mute``: says nothing at all. ``lose_after``: tokens after which the connection breaks.
     ``refetch``: the decode role computes from the first new token on, as if the handoff had been lost.
     ``cache``: the events that a new reader of the cache gets as its snapshot. ``kv_subscriptions``: how often
-    somebody asked for it.
+    somebody asked for it. ``card``: fields of its card that are to differ. ``items``: what it says of a
+    request, in place of the script.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class ScriptedWorker:
         max_model_len: int = 4096,
         transports: Sequence[str] = ("tcp",),
         fingerprint: str = "tiny",
+        card: Mapping[str, object] | None = None,
+        items: Callable[[GenerateRequest], list[Item]] | None = None,
     ) -> None:
         self.worker_id = WorkerId(name)
         self.requests: list[GenerateRequest] = []
@@ -89,7 +93,8 @@ class ScriptedWorker:
         self._address = address
         self._max_model_len = max_model_len
         self._transports = list(transports)
-        self._fingerprint = fingerprint
+        self._card_fields = {"fingerprint": fingerprint, **(card or {})}
+        self._own_items = items
         self._said = 0
         self._card: WorkerCard | None = None
         self._subscribers: list[ServerStream[Call, Item]] = []
@@ -121,8 +126,8 @@ class ScriptedWorker:
             vocab_size=260,
             transports=self._transports,
             early_handoff=True,
-            fingerprint=self._fingerprint,
         )
+        self._card = msgspec.structs.replace(self._card, **self._card_fields)
         await self._registry.put(self.key, msgspec.json.encode(self._card))
 
     async def announce(self, state: WorkerState) -> None:
@@ -176,7 +181,7 @@ class ScriptedWorker:
             stream.send(self.fail)
             stream.end()
         elif not self.mute:
-            self._play(stream, self._items(request))
+            self._play(stream, (self._own_items or self._items)(request))
 
     def _subscribe_kv(self, stream: ServerStream[Call, Item]) -> None:
         self.kv_subscriptions += 1
@@ -196,7 +201,7 @@ class ScriptedWorker:
                 self._crashing = loop.create_task(self.crash())
                 return
             stream.send(item)
-            if isinstance(item, Finished):
+            if isinstance(item, Finished | Failed | TextFinished):
                 stream.end()
             elif self.pace_s:
                 self._later(partial(self._play, stream, items))

@@ -32,6 +32,7 @@ CONFIGS = st.builds(
     model=st.just("") | WORDS,
     role=st.sampled_from(Role),
     replica=st.integers(0, 99),
+    gpus=st.lists(st.integers(0, 15), max_size=3),
     parent_fd=st.none() | st.integers(3, 99),
     lease_s=st.floats(0.001, 1e6),
     prefix_cache=st.booleans(),
@@ -115,3 +116,19 @@ def test_a_child_sees_its_threads_and_no_settings_meant_for_the_parent():
     assert "TOKENMILL_DTYPE" not in environment
     assert (environment["TOKENMILL_DEBUG"], environment["PATH"]) == ("1", "/bin")
     assert "OMP_NUM_THREADS" not in to_environment({}, replace(spec, threads=0))
+
+
+def test_a_key_goes_to_the_process_alone_and_where_it_is_kept_to_all():
+    stage = "{name: w, engine: openai, attach: 'http://h:1', attach_key: 'KEY'}"
+    for kept, shown in (("sk-1", False), ("env:MY_KEY", True), ("file:/a/key", True)):
+        factory = parse_factory(f"metadata: {{name: a}}\nstages: [{stage.replace('KEY', kept)}]", "f")
+        worker = process_specs(factory, cores=1)[0]
+        assert (f"--attach-key={kept}" in to_argv(worker.config)) is shown
+        environment = to_environment({"TOKENMILL_ATTACH_KEY": "old", "MY_KEY": "k"}, worker)
+        assert environment.get("TOKENMILL_ATTACH_KEY") == (None if shown else kept)
+        assert environment["MY_KEY"] == "k"
+
+
+def test_models_of_a_front_door_read_back():
+    config = FrontendConfig(model_paths={"a": "/m/a", "org/b": ""}, text_models=["far", "*"])
+    assert parsed(FrontendConfig, to_flags(config)) == config

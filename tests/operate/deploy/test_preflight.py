@@ -7,10 +7,14 @@ import msgspec
 import pytest
 
 from tokenmill.errors import ConfigError
+from tokenmill.operate.deploy import preflight
 from tokenmill.operate.deploy.plant import MAX_PROCESSES, process_specs
 from tokenmill.operate.deploy.preflight import (
     check_cpus,
     check_front_door,
+    check_handoffs,
+    check_keys,
+    check_model,
     check_place,
     check_port,
     grounded,
@@ -30,6 +34,15 @@ def test_a_relative_model_folder_is_seen_from_the_file(tmp_path):
     (tmp_path / "models" / "m").mkdir(parents=True)
     found = grounded(factory("models/m"), tmp_path).model.path
     assert found == str((tmp_path / "models" / "m").resolve())
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_engines_that_tell_events_need_their_extra(monkeypatch, engine):
+    found = parse_factory(f"metadata: {{name: a}}\nstages: [{{name: w, engine: {engine}}}]", "f")
+    preflight.check_engines(found)
+    monkeypatch.setattr(preflight, "_installed", lambda module: module != "zmq")
+    with pytest.raises(ConfigError, match=rf"stage w: .*pyzmq: pip install 'tokenmill\[{engine}\]'"):
+        preflight.check_engines(found)
 
 
 def test_hub_ids_and_the_shipped_model_are_left_alone(tmp_path):
@@ -91,3 +104,66 @@ def test_certificates_and_origins_are_checked_before_anything_starts(tmp_path):
     with pytest.raises(ConfigError, match="cors_origins: "):
         check_front_door(with_front(cors_origins=["example.com"]))
     check_front_door(with_front(cors_origins=["https://example.com"]))
+
+
+TWO = """
+metadata: {name: a}
+models: [{name: one, path: one}, {name: two, path: NAME}, {name: far, path: vendor/some/large}]
+stages:
+  - {name: a, model: one}
+  - {name: b, model: two}
+  - {name: c, model: far, engine: openai, attach: "http://h:1", attach_key: "file:key"}
+"""
+
+
+def test_every_model_and_key_is_seen_from_the_file(tmp_path):
+    (tmp_path / "one").mkdir()
+    found = grounded(parse_factory(TWO.replace("NAME", "org/two"), "f"), tmp_path)
+    assert [model.path for model in found.models] == [str(tmp_path / "one"), "org/two", "vendor/some/large"]
+    assert found.stages[2].attach_key == f"file:{tmp_path}/key"
+    with pytest.raises(ConfigError, match=r"models: two\.path: no such folder"):
+        grounded(parse_factory(TWO.replace("NAME", "./two"), "f"), tmp_path)
+
+
+def test_each_model_must_be_here_but_those_of_other_servers(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    check_model(grounded(parse_factory(TWO.replace("NAME", "two"), "f"), tmp_path))
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        check_model(parse_factory(TWO.replace("NAME", "three"), "f"))
+
+
+def test_a_key_must_be_where_it_is_kept(tmp_path):
+    keyed = grounded(parse_factory(TWO.replace("NAME", "org/two"), "f"), tmp_path)
+    with pytest.raises(ConfigError, match=r"stage c: attach_key: .*key: No such file"):
+        check_keys(keyed, {})
+    (tmp_path / "key").write_text("k")
+    check_keys(keyed, {})
+
+
+def environment(folder, version):
+    """A Python that says it has this version of vLLM."""
+    folder.mkdir()
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\necho {version}\n")
+    python.chmod(0o755)
+    return python
+
+
+def test_versions_that_cannot_hand_over_are_refused(tmp_path):
+    old, new = environment(tmp_path / "old", "0.31.0"), environment(tmp_path / "new", "0.32.0")
+    text = """
+    metadata: {{name: a}}
+    stages:
+      - {{name: p, role: prefill, engine: vllm, engine_python: {0}}}
+      - {{name: d, role: decode, engine: vllm, engine_python: {1}{2}}}
+    """
+    why = (
+        r"stage p \(vllm 0\.31\.0\) cannot hand its KV cache over to stage d \(vllm 0\.32\.0\): .*; "
+        "give both the same version"
+    )
+    with pytest.raises(ConfigError, match=why):
+        check_handoffs(parse_factory(text.format(old, new, ""), "f"))
+    check_handoffs(parse_factory(text.format(old, old, ""), "f"))
+    check_handoffs(parse_factory(text.format(old, tmp_path / "gone", ""), "f"))
+    check_handoffs(parse_factory(text.format(old, new, ", attach: 'http://h:1'"), "f"))

@@ -5,6 +5,9 @@ import pytest
 from tokenmill.errors import ConfigError
 from tokenmill.operate.deploy.quick import ServeOptions, quick_factory
 from tokenmill.protocol.ids import Role
+from tokenmill.spec.checks import ENGINES
+from tokenmill.spec.derive import to_frontend_config
+from tokenmill.spec.problems import one_of
 
 
 def counts(factory):
@@ -48,12 +51,9 @@ def test_the_name_follows_the_port_so_that_two_can_run():
         ({"prefill": 0, "decode": 0}, "no workers: give --prefill and --decode, or --both, at least 1"),
         ({"decode": 0}, "--prefill and --decode: a prefill stage needs a decode stage beside it"),
         ({"port": 70000}, "--port: must be 65535 or less, not 70000"),
-        (
-            {"engine": "sglang"},
-            '--engine: engine "sglang" is not built into this version; use torch, sim or vllm',
-        ),
+        ({"engine": "openai"}, '--attach: is missing; engine "openai" needs the address of a server'),
         ({"router_policy": "vk"}, '--router-policy: "vk" is not kv, least-loaded, '),
-        ({"engine": "tosh"}, '--engine: "tosh" is not torch, sim or vllm. Did you mean "torch"'),
+        ({"engine": "tosh"}, f'--engine: "tosh" is not {one_of(ENGINES)}. Did you mean "torch"'),
         ({"block_tokens": -1}, "--block-tokens: must be 0 or more, not -1"),
         ({"log_level": "loud"}, '--log-level: "loud" is not debug, error, info or warning.'),
         ({"name": "My Mill"}, '--name: "My Mill" must be'),
@@ -84,3 +84,13 @@ def test_the_demonstration_shows_the_handoff(tmp_path):
     assert quick_factory(ServeOptions()).router.prefill == "remote"
     assert quick_factory(ServeOptions(model=str(tmp_path))).router.prefill == "auto"
     assert quick_factory(ServeOptions(router_prefill="auto")).router.prefill == "auto"
+
+
+def test_a_server_of_text_gets_one_worker_and_all_its_models():
+    factory = quick_factory(
+        ServeOptions(engine="openai", attach="http://h:11434", attach_key="env:KEY", max_sequences=4)
+    )
+    (stage,) = factory.stages
+    assert (stage.name, stage.role, stage.replicas) == ("both", Role.BOTH, 1)
+    assert (stage.attach, stage.attach_key, stage.max_sequences) == ("http://h:11434", "env:KEY", 4)
+    assert to_frontend_config(factory).text_models == ["*"]

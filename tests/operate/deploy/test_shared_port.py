@@ -23,17 +23,20 @@ def fronts(shared_port, *, replicas=2, port=9000):
 
 
 def test_front_doors_share_the_port_and_have_an_address_of_their_own() -> None:
-    assert fronts(9000) == [(9000, True, "127.0.0.1:0", "")] * 2
-    assert fronts(4711, port=0) == [(4711, True, "127.0.0.1:0", "")] * 2
+    assert fronts(9000) == [(9000, True, "127.0.0.1:0", frozenset())] * 2
+    assert fronts(4711, port=0) == [(4711, True, "127.0.0.1:0", frozenset())] * 2
 
 
 def test_one_front_door_needs_no_second_address() -> None:
-    assert fronts(9000, replicas=1) == [(9000, True, "", "")]
+    assert fronts(9000, replicas=1) == [(9000, True, "", frozenset())]
 
 
 def test_without_sharing_each_has_a_port_of_its_own() -> None:
-    assert fronts(None) == [(9000, False, "", "port 9000"), (9001, False, "", "port 9001")]
-    assert fronts(None, port=0) == [(0, False, "", "")] * 2
+    assert fronts(None) == [
+        (9000, False, "", frozenset({"port 9000"})),
+        (9001, False, "", frozenset({"port 9001"})),
+    ]
+    assert fronts(None, port=0) == [(0, False, "", frozenset())] * 2
 
 
 @needs_sharing

@@ -15,8 +15,12 @@ def test_spans_are_written_in_two_units(seconds, text):
 
 def test_loads_are_read_by_pid_and_strange_answers_give_nothing():
     worker = {"pid": 7, "running": 2, "waiting": 1, "kv_blocks_used": 1, "kv_blocks_total": 4}
-    broken = [{"pid": 8}, 3, worker | {"kv_blocks_total": 0}]
-    assert loads({"worker_list": [worker, *broken]}) == {7: "2 run, 1 wait, KV 25%"}
+    remote = worker | {"pid": 9, "kv_blocks_total": 0, "circuit": "open"}
+    broken = [{"pid": 8}, 3, worker | {"kv_blocks_total": "many"}]
+    assert loads({"worker_list": [worker, remote, *broken]}) == {
+        7: "2 run, 1 wait, KV 25%",
+        9: "2 run, 1 wait, circuit open",
+    }
     assert loads({"worker_list": 3}) == loads({}) == {}
 
 

@@ -40,7 +40,12 @@ def worker(stage="decode", replica=0, *, max_sequences=64, grace_s=10.0):
 def frontend(port=8000, *, body=1000):
     config = FrontendConfig(port=port, max_body_bytes=body)
     return ProcessSpec(
-        name="frontend-0", stage="frontend", replica=0, config=config, exclusive=f"port {port}", grace_s=10.0
+        name="frontend-0",
+        stage="frontend",
+        replica=0,
+        config=config,
+        exclusive=frozenset({f"port {port}"}),
+        grace_s=10.0,
     )
 
 
@@ -430,7 +435,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def what_is_exclusive_is_held_once(self):
-        held = [spec.exclusive for spec in self.world.alive.values() if spec.exclusive]
+        held = [each for spec in self.world.alive.values() for each in spec.exclusive]
         assert len(held) == len(set(held))
 
     @invariant()
@@ -485,3 +490,40 @@ class AnyOrder(RuleBasedStateMachine):
 
 AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
+
+
+def on_gpus(stage, *gpus, max_sequences=64):
+    spec = worker(stage, max_sequences=max_sequences)
+    config = dataclasses.replace(spec.config, gpus=list(gpus))
+    return dataclasses.replace(spec, config=config, exclusive=frozenset(f"GPU {gpu}" for gpu in gpus))
+
+
+def test_a_worker_on_a_gpu_goes_before_its_successor_comes(world):
+    world.plan(on_gpus("decode", 0, 1))
+    world.ready("decode-0")
+    world.plan(on_gpus("decode", 0, 1, max_sequences=8))
+    assert [len(world.stopped), world.names()] == [1, ["decode-0"]]
+    world.exit("decode-0", code=0)
+    assert [world.core._instances[number].spec for number in world.alive] == [
+        on_gpus("decode", 0, 1, max_sequences=8)
+    ]
+
+
+def test_a_stage_that_goes_gives_its_gpus_to_those_that_come(world):
+    """It would otherwise stay until they are ready, and they would wait for its GPUs."""
+    world.plan(on_gpus("both", 0, 1))
+    world.ready("both-0")
+    world.plan(on_gpus("prefill", 0), on_gpus("decode", 1))
+    assert world.names() == ["both-0"]
+    assert len(world.stopped) == 1
+    world.exit("both-0", code=0)
+    assert world.names() == ["decode-0", "prefill-0"]
+
+
+def test_a_stage_that_goes_stays_until_others_on_other_gpus_are_ready(world):
+    world.plan(on_gpus("both", 0))
+    world.ready("both-0")
+    world.plan(on_gpus("decode", 1))
+    assert (world.names(), world.stopped) == (["both-0", "decode-0"], set())
+    world.ready("decode-0")
+    assert len(world.stopped) == 1

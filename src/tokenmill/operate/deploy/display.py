@@ -149,9 +149,11 @@ def _describe(process: ProcessStatus) -> str:
 
 
 def _ready_text(urls: Sequence[str], model: str) -> str:
+    """``model``: or several, with commas between them."""
+    example = model.partition(", ")[0]
     lines = [f"Tokenmill serves {model} at {' and '.join(urls)}"] if urls else ["Tokenmill is up"]
     if urls:
-        body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
+        body = json.dumps({"model": example, "messages": [{"role": "user", "content": "Hello!"}]})
         lines += [
             "",
             f"  curl {urls[0]}/v1/chat/completions -H 'content-type: application/json' \\",

@@ -16,12 +16,23 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tokenmill.errors import ConfigError, TokenmillError
-from tokenmill.operate.deploy.preflight import check_cpus, check_engines, check_model, check_port, grounded
+from tokenmill.operate.deploy.attached import attached_stages, what_server_has
+from tokenmill.operate.deploy.preflight import (
+    check_cpus,
+    check_engines,
+    check_gpus,
+    check_handoffs,
+    check_keys,
+    check_model,
+    check_port,
+    grounded,
+)
 from tokenmill.operate.deploy.state import StateFolder, state_folders, state_root
 from tokenmill.operate.deploy.supervisor import usable_cores
 from tokenmill.spec.factory import Factory
 from tokenmill.spec.models import shipped_model
 from tokenmill.spec.process import FrontendConfig
+from tokenmill.spec.stage import Stage
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -185,14 +196,30 @@ def _factory(path: Path) -> Iterator[Finding]:
     checks: tuple[tuple[str, Callable[[Factory], None]], ...] = (
         ("engines", check_engines),
         ("pinned cores", check_cpus),
+        ("GPUs", lambda factory: check_gpus(factory, os.environ)),
+        ("handoffs", check_handoffs),
+        ("keys", lambda factory: check_keys(factory, os.environ)),
         ("model", check_model),
     )
     for topic, check in checks:
         yield _judged(topic, "as the file says", lambda check=check: check(factory))  # type: ignore[misc]
+    for stage in attached_stages(factory):
+        yield _server_of(factory, stage)
     if StateFolder(state_root(os.environ), factory.metadata.name).running:
         return  # its ports are taken by itself
     for replica in range(factory.frontend.replicas if factory.frontend.port else 0):
         yield _port(factory.frontend.host, factory.frontend.port + replica, verdict="fail")
+
+
+def _server_of(factory: Factory, stage: Stage) -> Finding:
+    """Ask a server that is not ours; one that does not answer may come up later."""
+    topic = f"stage {stage.name}"
+    try:
+        return Finding(topic, "ok", what_server_has(factory, stage, os.environ))
+    except ConfigError as error:
+        return Finding(topic, "fail", error.message)
+    except TokenmillError as error:
+        return Finding(topic, "warn", error.message, "start it, or check attach")
 
 
 def _port(host: str, port: int, *, verdict: Verdict) -> Finding:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Final, Protocol, TypeVar, get_type_
 
 from tokenmill.errors import ConfigError
 from tokenmill.operate.deploy.plant import ProcessSpec
+from tokenmill.serve.engines.remote.keys import stands_for_itself
 from tokenmill.spec.docs import field_docs
 from tokenmill.spec.process import FrontendConfig, ProcessConfig, WorkerConfig
 
@@ -27,15 +28,19 @@ class Dataclass(Protocol):
 
 
 Config = TypeVar("Config", bound=Dataclass)
+SECRETS: Final = ("attach_key",)
+"""What only the process itself is told."""
+
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def to_flags(config: ProcessConfig) -> list[str]:
-    """Write a config as flags, without what is at its default."""
+    """Write a config as flags, without what is at its default and without keys, which all could read
+    there."""
     flags: list[str] = []
     for item in fields(config):
         value = getattr(config, item.name)
-        if value == _default(item):
+        if value == _default(item) or (item.name in SECRETS and stands_for_itself(value)):
             continue
         flag = "--" + item.name.replace("_", "-")
         if isinstance(value, bool):
@@ -59,6 +64,9 @@ def to_environment(base: Mapping[str, str], spec: ProcessSpec) -> dict[str, str]
     """Return a child's environment: ``base`` without what flags say, with its share of the cores."""
     said = {ENVIRONMENT_PREFIX + item.name.upper() for item in fields(spec.config)}
     environment = {name: value for name, value in base.items() if name not in said}
+    for name in SECRETS:
+        if stands_for_itself(key := getattr(spec.config, name, "")):
+            environment[ENVIRONMENT_PREFIX + name.upper()] = key
     environment["PYTHONUNBUFFERED"] = "1"
     # Workers share cores with each other and the front door: a waiting thread must not spin on one.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -111,7 +119,7 @@ def config_command(
     hints, docs = get_type_hints(kind), field_docs(kind)
     pairs: dict[str, bool] = {}  # fields of KEY=VALUE, and whether the values are numbers
     parameters: list[inspect.Parameter] = []
-    for item in fields(kind):
+    for item in sorted(fields(kind), key=lambda item: item.name != positional):
         hint: Any = hints[item.name]
         name, default = item.name, _default(item)
         flag = "--" + name.replace("_", "-")

@@ -5,7 +5,7 @@ Events are facts in the past tense; instructions are orders. Plain data: no proc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
@@ -13,6 +13,7 @@ from typing import Final
 from tokenmill.errors import ConfigError
 from tokenmill.spec.derive import FRONTEND, to_frontend_config, worker_config
 from tokenmill.spec.factory import Factory
+from tokenmill.spec.placement import HERE, Gpus, Replica, assign_gpus, shared_gpus
 from tokenmill.spec.process import FrontendConfig, WorkerConfig
 from tokenmill.spec.stage import Stage
 
@@ -31,7 +32,7 @@ class ProcessSpec:
 
     ``threads``: compute threads (0: the process's own business); it follows from how many workers share
     machine, and no worker is restarted because a neighbour came or went. ``exclusive``: what only one process
-    can hold at a time, such as a port. ``grace_s``: how long it may take to drain.
+    can hold at a time, such as a port or a GPU. ``grace_s``: how long it may take to drain.
     """
 
     name: str
@@ -40,7 +41,7 @@ class ProcessSpec:
     config: WorkerConfig | FrontendConfig
     cpus: tuple[int, ...] = ()
     threads: int = field(default=0, compare=False)
-    exclusive: str = ""
+    exclusive: frozenset[str] = frozenset()
     grace_s: float = 30.0
 
     @property
@@ -185,17 +186,21 @@ def check_count(factory: Factory) -> None:
         )
 
 
-def process_specs(factory: Factory, cores: int, *, shared_port: int | None = None) -> tuple[ProcessSpec, ...]:
+def process_specs(
+    factory: Factory, cores: int, *, shared_port: int | None = None, held: Gpus | None = None
+) -> tuple[ProcessSpec, ...]:
     """Return what a factory runs on this machine, workers first. ``cores``: how many it may use.
 
-    ``shared_port``: all front doors listen there; None: replica i on the declared port plus i. Raises
-    ConfigError for too many.
+    ``shared_port``: all front doors listen there; None: replica i on the declared port plus i. ``held``: the
+    GPUs that replicas have already. Raises ConfigError for too many.
     """
     check_count(factory)
     torch_workers = sum(stage.replicas for stage in factory.stages if stage.engine == "torch")
     share = max(1, cores // max(1, torch_workers))
+    gpus = assign_gpus(factory, held)
+    shared = shared_gpus(factory, gpus)
     workers = [
-        _worker_spec(factory, stage, replica, share)
+        _with_gpus(_worker_spec(factory, stage, replica, share), stage, gpus, shared)
         for stage in factory.stages
         for replica in range(stage.replicas)
     ]
@@ -217,6 +222,28 @@ def _worker_spec(factory: Factory, stage: Stage, replica: int, share: int) -> Pr
     )
 
 
+def held_gpus(specs: Iterable[ProcessSpec]) -> dict[Replica, tuple[int, ...]]:
+    """Return which GPUs the workers of a plan have."""
+    return {
+        (spec.stage, spec.replica): tuple(spec.config.gpus)
+        for spec in specs
+        if isinstance(spec.config, WorkerConfig) and spec.config.gpus
+    }
+
+
+def _with_gpus(spec: ProcessSpec, stage: Stage, gpus: Gpus, shared: set[tuple[str, int]]) -> ProcessSpec:
+    """Give a launched engine its GPUs; what is meant to be shared is not exclusive."""
+    assert isinstance(spec.config, WorkerConfig)
+    own = gpus.get((stage.name, spec.replica), ())
+    if stage.attach or not own:
+        return spec
+    return replace(
+        spec,
+        config=replace(spec.config, gpus=list(own)),
+        exclusive=frozenset(f"GPU {gpu}" for gpu in own if (HERE, gpu) not in shared),
+    )
+
+
 def _frontend_spec(factory: Factory, replica: int, shared_port: int | None) -> ProcessSpec:
     config = to_frontend_config(factory)
     if shared_port is not None:
@@ -229,7 +256,7 @@ def _frontend_spec(factory: Factory, replica: int, shared_port: int | None) -> P
         stage=FRONTEND_STAGE,
         replica=replica,
         config=config,
-        exclusive=f"port {config.port}" if config.port and not config.reuse_port else "",
+        exclusive=frozenset({f"port {config.port}"} if config.port and not config.reuse_port else ()),
         grace_s=config.drain_timeout_s + STOP_MARGIN_S,
     )
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
+from tokenmill.spec.derive import TEXT_ENGINES
 from tokenmill.spec.factory import Factory, Log, Metadata, Model
 from tokenmill.spec.front import Frontend, Router
 from tokenmill.spec.problems import FactoryError
@@ -33,7 +34,14 @@ class ServeOptions:
     """The name that clients use; without it the folder's name."""
 
     engine: str = _WORKER.engine
-    """What makes the tokens: torch, or sim (made-up tokens; only MODEL's tokenizer is used)."""
+    """What makes the tokens: torch, sim (made-up tokens; only MODEL's tokenizer is used), or a server of its
+    own: vllm, sglang, trtllm, or openai (any OpenAI-compatible server, with --attach)."""
+
+    attach: str = _WORKER.attach
+    """Address of a running engine (http://host:port) to use in place of one that the workers start."""
+
+    attach_key: str = _WORKER.attach_key
+    """The key that the attached engine asks for: env:NAME (a variable), or file:PATH."""
 
     prefill: int | None = None
     """Prefill workers; 1, or 0 with --both."""
@@ -42,7 +50,7 @@ class ServeOptions:
     """Decode workers; 1, or 0 with --both."""
 
     both: int = 0
-    """Workers that do both stages themselves."""
+    """Workers that do both stages themselves; with --engine openai 1."""
 
     host: str = _FRONTEND.host
     """Address to listen on; 0.0.0.0 opens it to the network."""
@@ -105,7 +113,8 @@ class ServeOptions:
 
 _FRONTEND_FIELDS: Final = ("host", "port", "tls_cert", "tls_key", "tls_client_ca", "cors_origins")
 _STAGE_FIELDS: Final = (
-    "engine", "device", "dtype", "threads", "kv_memory_mb", "block_tokens", "max_sequences", "max_model_len",
+    "engine", "attach", "attach_key", "device", "dtype", "threads", "kv_memory_mb", "block_tokens",
+    "max_sequences", "max_model_len",
 )  # fmt: skip
 
 
@@ -116,11 +125,14 @@ def _where_to_prefill(options: ServeOptions) -> str:
 
 def quick_factory(options: ServeOptions) -> Factory:
     """Return the factory that the flags describe. Raises ConfigError naming the flags at fault."""
-    default = 0 if options.both else 1
+    both = options.both
+    if options.engine in TEXT_ENGINES and not (options.prefill or options.decode or both):
+        both = 1  # such a server can do nothing else
+    default = 0 if both else 1
     counts = {
         Role.PREFILL: default if options.prefill is None else options.prefill,
         Role.DECODE: default if options.decode is None else options.decode,
-        Role.BOTH: options.both,
+        Role.BOTH: both,
     }
     for role, count in counts.items():
         if count < 0:

@@ -95,9 +95,13 @@ def loads(answer: dict[str, Any]) -> dict[int, str]:
     workers = answer.get("worker_list")
     found: dict[int, str] = {}
     for worker in workers if isinstance(workers, list) else []:
-        with contextlib.suppress(TypeError, KeyError, ZeroDivisionError):
-            used = worker["kv_blocks_used"] / worker["kv_blocks_total"]
-            found[worker["pid"]] = f"{worker['running']} run, {worker['waiting']} wait, KV {used:.0%}"
+        with contextlib.suppress(TypeError, KeyError):
+            busy = f"{worker['running']} run, {worker['waiting']} wait"
+            if worker["kv_blocks_total"]:
+                busy += f", KV {worker['kv_blocks_used'] / worker['kv_blocks_total']:.0%}"
+            if worker.get("circuit", "closed") != "closed":
+                busy += f", circuit {worker['circuit']}"
+            found[worker["pid"]] = busy
     return found
 
 

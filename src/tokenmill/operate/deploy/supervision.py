@@ -291,6 +291,7 @@ class Supervision:
         for instance in list(self._instances.values()):
             gone = instance.spec.name not in self._desired
             waits = instance.spec.stage not in stages and arriving and instance.state is State.READY
+            waits = waits and not any(spec.exclusive & instance.spec.exclusive for spec in unready)
             if gone and (not waits or instance.spec.is_frontend):
                 yield from self._stop(instance, now)
 
@@ -316,8 +317,7 @@ class Supervision:
 
     def _holder(self, spec: ProcessSpec) -> Instance | None:
         """Who still holds what ``spec`` needs for itself alone."""
-        holders = (each for each in self._instances.values() if each.spec.exclusive == spec.exclusive)
-        return next(holders, None) if spec.exclusive else None
+        return next((each for each in self._instances.values() if each.spec.exclusive & spec.exclusive), None)
 
     # -- orders
 

@@ -41,15 +41,15 @@ from tokenmill.operate.deploy.plant import (
     StopAsked,
     StopProcess,
     TimerFired,
+    held_gpus,
     process_specs,
 )
 from tokenmill.operate.deploy.shared_port import PortReservation, can_share_ports
 from tokenmill.operate.deploy.state import StateFolder, SupervisorRecord
 from tokenmill.operate.deploy.supervision import Supervision
-from tokenmill.spec.derive import scaled
+from tokenmill.spec.derive import names_of_models, scaled
 from tokenmill.spec.factory import Factory
 from tokenmill.spec.load import dump_factory, parse_factory
-from tokenmill.spec.models import model_name
 from tokenmill.spec.process import FrontendConfig, ProcessConfig
 
 ArgvBuilder = Callable[[ProcessConfig], Sequence[str]]
@@ -82,6 +82,7 @@ class Supervisor:
         self._environment = environment
         self._argv = argv
         self._core = Supervision()
+        self._specs: tuple[ProcessSpec, ...] = ()
         self._children: dict[int, Child] = {}
         self._urls: dict[int, tuple[str, str]] = {}
         self._own_urls: dict[int, tuple[str, str]] = {}
@@ -138,8 +139,10 @@ class Supervisor:
         self._display.progress(self._core.statuses())
 
     def _change_plan(self, factory: Factory) -> None:
-        specs = process_specs(factory, usable_cores(), shared_port=self._shared_port(factory))
-        self._factory = factory
+        specs = process_specs(
+            factory, usable_cores(), shared_port=self._shared_port(factory), held=held_gpus(self._specs)
+        )
+        self._factory, self._specs = factory, specs
         self._state.factory.write_text(dump_factory(factory), encoding="utf-8")
         self._feed(PlanChanged(specs=specs))
 
@@ -306,7 +309,7 @@ class Supervisor:
 
     @property
     def _model(self) -> str:
-        return model_name(self._factory.model.name, self._factory.model.path)
+        return ", ".join(names_of_models(self._factory))
 
     def _sorted_urls(self) -> list[str]:
         return list(dict.fromkeys(url for _, url in sorted(self._urls.values())))

@@ -14,6 +14,7 @@ import msgspec
 
 from tokenmill.decide.batching.types import StepPlan
 from tokenmill.errors import TokenmillError
+from tokenmill.protocol.card import Speech
 from tokenmill.protocol.generate import GenerateRequest, Sampling
 from tokenmill.protocol.ids import RequestId
 from tokenmill.protocol.items import Item, TokenLogprobs
@@ -37,6 +38,10 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     early_handoff: bool
     fingerprint: str
     prefill_budget: int = 0
+    alone: bool = True
+    constraints: list[str] = []
+    speaks: Speech = Speech.TOKENS
+    offers: list[str] = []
 
 
 class EngineOutput(msgspec.Struct, frozen=True, eq=False):

@@ -28,7 +28,7 @@ from tokenmill.decide.batching.types import (
 from tokenmill.errors import HandoffFailed
 from tokenmill.protocol.handoff import Handoff
 from tokenmill.protocol.ids import RequestId
-from tokenmill.protocol.items import Item, Offered
+from tokenmill.protocol.items import HandoffLost, Item, Offered
 from tokenmill.serve.transfer.base import Export, KvTransport
 
 log = structlog.get_logger(__name__)
@@ -46,13 +46,19 @@ class _Sealed(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Handover:
-    """All exports and pulls of one engine."""
+    """All exports and pulls of one engine. ``say`` tells a request's frontend."""
 
     def __init__(
-        self, transport: KvTransport | None, post: Callable[[Event], None], *, lease_s: float
+        self,
+        transport: KvTransport | None,
+        post: Callable[[Event], None],
+        say: Callable[[list[tuple[RequestId, Item]]], None],
+        *,
+        lease_s: float,
     ) -> None:
         self._transport = transport
         self._post = post
+        self._say = say
         self._lease_s = lease_s
         self._exports: dict[RequestId, Export] = {}
         self._pulls: dict[RequestId, asyncio.Task[None]] = {}
@@ -159,4 +165,5 @@ class Handover:
         elif (error := task.exception()) is not None:
             self.lost_total += 1
             log.warning("handoff failed; computing here", request=request_id, reason=str(error))
+            self._say([(request_id, HandoffLost("transfer", str(error)))])
             self._post(KvLost(request_id))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -11,29 +14,36 @@ import msgspec
 from tokenmill.clock import SystemClock
 from tokenmill.decide.batching.types import BatchingConfig
 from tokenmill.decide.perf.step_time import LinearStepTime
+from tokenmill.decide.perf.table import TableStepTime
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
 from tokenmill.serve.engines.base import Engine, Executor, ExecutorFacts
+from tokenmill.serve.engines.profiled import DEFAULT_PREFILL_BUDGET, profile_of, with_profile
+from tokenmill.serve.engines.remote.keys import read_key
 from tokenmill.serve.engines.sim.executor import DEFAULT_KV_BLOCKS, SimExecutor, SimSettings
 from tokenmill.serve.engines.stepped import SteppedEngine
 from tokenmill.serve.transfer.base import KvTransport
 from tokenmill.spec.models import resolve_model
 from tokenmill.spec.process import EMBEDDED_BLOCK_TOKENS, WorkerConfig
 
-ENGINES = ("torch", "sim", "vllm")
+ENGINES = ("torch", "sim", "vllm", "sglang", "trtllm", "openai")
 
 
 DEFAULT_TOKEN_BUDGET = 2048
 """Tokens a step where neither the user nor the engine says: bounds a step's time on a large device."""
 
-DEFAULT_PREFILL_BUDGET = 512
-"""Prefill tokens in a step that also decodes: what a decode waits for at most."""
-
 
 def open_engine(config: WorkerConfig, transport: KvTransport | None, clock: SystemClock) -> Engine:
     """Make the engine that ``config`` names; it loads in ``start``. Raises ConfigError."""
+    config = with_profile(replace(config, attach_key=read_key(config.attach_key, os.environ)))
     if config.engine == "vllm":
         return _vllm_engine(config, clock)
+    if config.engine == "sglang":
+        return _sglang_engine(config, clock)
+    if config.engine == "trtllm":
+        return _trtllm_engine(config, clock)
+    if config.engine == "openai":
+        return _openai_engine(config, clock)
     if config.attach:
         raise ConfigError(f"attach: the engine {config.engine} runs in the worker", param="attach")
     executor = _executor(config, clock)
@@ -95,32 +105,80 @@ def _vllm_engine(config: WorkerConfig, clock: SystemClock) -> Engine:
         raise ConfigError(
             "engine vllm needs the package pyzmq: pip install 'tokenmill[vllm]'", param="engine"
         )
-    from tokenmill.serve.engines.vllm.engine import VllmEngine, VllmOptions  # noqa: PLC0415 - needs the extra
-    from tokenmill.serve.engines.vllm.launch import Parallelism  # noqa: PLC0415
+    from tokenmill.serve.engines.launches import vllm_options  # noqa: PLC0415 - needs the extra
+    from tokenmill.serve.engines.vllm.engine import VllmEngine  # noqa: PLC0415
 
     model = config.model if config.attach else str(resolve_model(config.model))
-    return VllmEngine(
-        VllmOptions(
-            model=model,
-            model_name=config.model_name or Path(model).name,
-            role=config.role,
+    environment = {} if config.attach else os.environ
+    return VllmEngine(vllm_options(config, model, environment), clock)
+
+
+def _check_sglang(config: WorkerConfig) -> None:
+    if importlib.util.find_spec("zmq") is None:
+        raise ConfigError(
+            "engine sglang needs the package pyzmq: pip install 'tokenmill[sglang]'", param="engine"
+        )
+    if config.kv_memory_mb:
+        why = "SGLang counts its KV cache in tokens or by a share of the memory"
+        fix = "write kv_blocks, or engine_args: {mem_fraction_static: 0.8}"
+        raise ConfigError(f"kv_memory_mb: {why}; {fix}", param="kv_memory_mb")
+
+
+def _sglang_engine(config: WorkerConfig, clock: SystemClock) -> Engine:
+    _check_sglang(config)
+    from tokenmill.serve.engines.launches import sglang_options  # noqa: PLC0415 - needs the extra
+    from tokenmill.serve.engines.sglang.engine import SglangEngine  # noqa: PLC0415
+
+    model = config.model if config.attach else str(resolve_model(config.model))
+    environment = {} if config.attach else os.environ
+    return SglangEngine(sglang_options(config, model, environment), clock)
+
+
+def _trtllm_engine(config: WorkerConfig, clock: SystemClock) -> Engine:
+    from tokenmill.serve.engines.launches import trtllm_options  # noqa: PLC0415 - no other engine pays for it
+    from tokenmill.serve.engines.trtllm.engine import TrtllmEngine  # noqa: PLC0415
+
+    folder: Path | None = None
+    if not config.attach:
+        folder = resolve_model(config.model)
+    elif config.model:
+        with contextlib.suppress(ConfigError):  # it need not be on this machine
+            folder = resolve_model(config.model)
+    environment = {} if config.attach else os.environ
+    options = trtllm_options(config, config.model if config.attach else str(folder), environment)
+    return TrtllmEngine(msgspec.structs.replace(options, checkpoint=folder), clock)
+
+
+def _openai_engine(config: WorkerConfig, clock: SystemClock) -> Engine:
+    from tokenmill.serve.engines.openai.engine import (  # noqa: PLC0415 - no other engine pays for it
+        OpenAiArguments,
+        OpenAiEngine,
+        OpenAiOptions,
+    )
+
+    if not config.attach:
+        raise ConfigError("attach: engine openai needs the address of a server", param="attach")
+    if config.role is not Role.BOTH:
+        raise ConfigError("role: engine openai hands no KV cache over; use both", param="role")
+    try:
+        arguments = msgspec.convert(config.engine_args, OpenAiArguments, strict=False)
+    except msgspec.ValidationError as error:
+        known = ", ".join(OpenAiArguments.__struct_fields__)
+        raise ConfigError(
+            f"engine_args: {error}; engine openai takes {known}", param="engine_args"
+        ) from error
+    if not all(0 < value < math.inf for value in msgspec.structs.astuple(arguments)):
+        raise ConfigError("engine_args: the numbers of engine openai must be positive", param="engine_args")
+    return OpenAiEngine(
+        OpenAiOptions(
             attach=config.attach,
             api_key=config.attach_key,
-            engine_python=config.engine_python,
-            engine_command=config.engine_command,
-            engine_args=config.engine_args,
-            engine_env=config.engine_env,
-            parallel=Parallelism(tp=config.tp, pp=config.pp, dp=config.dp, ep=config.ep),
-            run_dir=config.run_dir,
-            block_tokens=config.block_tokens,
-            kv_blocks=config.kv_blocks,
-            kv_memory_mb=config.kv_memory_mb,
+            model=config.model,
+            model_name=config.model_name,
             max_model_len=config.max_model_len,
             max_sequences=config.max_sequences,
             max_waiting=config.max_waiting,
-            token_budget=config.token_budget,
-            dtype=config.dtype,
-            prefix_cache=config.prefix_cache,
+            arguments=arguments,
         ),
         clock,
     )
@@ -170,9 +228,12 @@ def _sim_settings(config: WorkerConfig, model: Path) -> SimSettings:
         ) from error
     if not all(math.isfinite(value) for value in msgspec.structs.astuple(given)):
         raise ConfigError("engine_args: the sim engine's numbers must be finite", param="engine_args")
-    step_time = LinearStepTime(**{name: getattr(given, name) for name in LinearStepTime.__struct_fields__})
+    step_time = LinearStepTime(
+        **{name: value for name, value in msgspec.structs.asdict(given).items() if name.endswith("_ms")}
+    )
     if given.speedup < 0 or given.jitter < 0 or step_time.fixed_ms < 0 or step_time.prefill_token_ms <= 0:
         raise ConfigError("engine_args: the sim engine's times must be positive", param="engine_args")
+    profile = profile_of(config)
     return SimSettings(
         model=model,
         block_tokens=config.block_tokens or EMBEDDED_BLOCK_TOKENS,
@@ -181,7 +242,8 @@ def _sim_settings(config: WorkerConfig, model: Path) -> SimSettings:
         speedup=given.speedup,
         jitter=given.jitter,
         seed=given.seed + config.replica,
-        step_time=step_time,
+        step_time=step_time if profile is None else TableStepTime(profile.table),
+        saturating_tokens=step_time.saturating_tokens() if profile is None else profile.knee.tokens,
     )
 
 

@@ -85,7 +85,7 @@ class SteppedEngine:
         self._make_batching = make_batching
         self._clock = clock
         self._transport = transport
-        self._handover = Handover(transport, self._post, lease_s=lease_s)
+        self._handover = Handover(transport, self._post, self._say, lease_s=lease_s)
         self._answers = Answers()
         self._inbox: deque[Event | GenerateRequest] = deque()
         # What the loop has not taken yet: no more than open requests may still generate.

@@ -8,6 +8,8 @@ serves a connection, nor what a lease is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from tokenmill.errors import HandoffFailed, ProtocolError
@@ -17,6 +19,10 @@ VERSION = 1
 MAX_FRAME_BYTES = 16 << 20
 """Larger frames are refused unread; the largest honest one carries a sender's meta."""
 _HEAD_BYTES = 4
+
+
+class ExportUnknown(HandoffFailed):
+    """The sender does not know the export: not yet (somebody else wrote its descriptor), or not at all."""
 
 
 class Ticket(msgspec.Struct, frozen=True, array_like=True):
@@ -37,6 +43,14 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True):
     blocks: list[int]
     tokens: int
     lease_s: float
+
+    def filled(
+        self, *, export: int, token: bytes, blocks: Sequence[int], tokens: int, lease_s: float
+    ) -> Ticket:
+        """Return this one for an export of the same memory."""
+        return msgspec.structs.replace(
+            self, export=export, token=token, blocks=list(blocks), tokens=tokens, lease_s=lease_s
+        )
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag="open"):
@@ -88,9 +102,15 @@ class Opened(msgspec.Struct, frozen=True, array_like=True, tag="opened"):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
-    """Sender: no such export, a wrong token, or somebody else's."""
+    """Sender: no such export, a wrong token, or somebody else's. ``unknown``: one of the first two."""
 
     reason: str
+    unknown: bool = False
+
+    def error(self) -> HandoffFailed:
+        """Return what it means to the receiver."""
+        kind = ExportUnknown if self.unknown else HandoffFailed
+        return kind(f"the sender refused the handoff: {self.reason}")
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):

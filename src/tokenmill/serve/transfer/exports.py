@@ -19,7 +19,11 @@ from heapq import heappop, heappush
 
 from tokenmill.serve.transfer import control
 
+_UNKNOWN = "no such export, or the wrong token"
+
 ConnectionId = int
+ExportKey = tuple[int, bytes]
+"""An export's number, and the token of 16 random bytes that opens it."""
 
 
 @dataclass(slots=True)
@@ -155,10 +159,17 @@ class ExportTable:
     _expiries: list[tuple[float, int]] = field(default_factory=list)
     _next_export: int = 1
 
-    def add(self, blocks: Sequence[int], tokens: int, lease_s: float) -> Entry:
-        """Offer the first ``tokens`` tokens held in ``blocks``; they are being filled."""
-        entry = Entry(self._next_export, secrets.token_bytes(16), tuple(blocks), tokens, lease_s)
-        self._next_export += 1
+    def add(self, blocks: Sequence[int], tokens: int, lease_s: float, key: ExportKey | None = None) -> Entry:
+        """Offer the first ``tokens`` tokens held in ``blocks``; they are being filled.
+
+        ``key``: number and token, where somebody else has written the descriptor already; no number
+        is used twice. Raises ValueError for one that is in use.
+        """
+        export, token = key or (self._next_export, secrets.token_bytes(16))
+        if export in self.entries:
+            raise ValueError(f"export {export} is open")
+        entry = Entry(export, token, tuple(blocks), tokens, lease_s)
+        self._next_export = max(self._next_export, export + 1)
         self.entries[entry.export] = entry
         return entry
 
@@ -222,7 +233,7 @@ class ExportTable:
     def _open(self, event: ReaderOpened, now: float) -> list[Instruction]:
         refusal = self._refusal(event)
         if refusal is not None:
-            return [Send(event.connection, control.Refused(refusal))]
+            return [Send(event.connection, control.Refused(refusal, unknown=refusal == _UNKNOWN))]
         entry = self.entries[event.export]
         entry.reader = event.connection
         self._by_reader[event.connection] = entry
@@ -240,7 +251,7 @@ class ExportTable:
         entry = self.entries.get(event.export)
         token, reason = (entry.token, "") if entry else self._ended.get(event.export, (b"", ""))
         if not token or not hmac.compare_digest(token, event.token):
-            return "no such export, or the wrong token"
+            return _UNKNOWN
         if entry is None:
             return f"the export has ended: {reason}"
         if entry.reader is not None:

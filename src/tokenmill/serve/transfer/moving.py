@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
-from ctypes import memmove
-
-import xxhash
+from ctypes import PYFUNCTYPE, c_size_t, c_void_p, cast, memmove
+from typing import TYPE_CHECKING
 
 from tokenmill.serve.transfer.base import KvLayout, KvMemory
 from tokenmill.serve.transfer.convert import paired, place, runs, views
 from tokenmill.serve.transfer.jobs import Job
 from tokenmill.serve.transfer.shm import address_of
+
+if TYPE_CHECKING:
+    import xxhash
 
 _STAGED_BYTES = 256 << 10
 """Converted, or moved through a device's ``read`` and ``write``, in one go: stays in a core's cache."""
@@ -23,6 +25,8 @@ _CALL_BYTES = 4 << 20
 """Most that one send or receive moves; in smaller calls a core spends a fifth more time on a byte."""
 _STOP_BYTES = 4 << 20
 """A copy looks this often whether it has been stopped: about half a millisecond."""
+_LOCKED_BYTES = 64 << 10
+"""Shorter copies keep the interpreter's lock: to get it back from a busy thread takes longer than they do."""
 _MAX_PIECES = 512
 """Scatter/gather list of one system call; the system allows 1024."""
 
@@ -55,7 +59,8 @@ class Extent:
 
 
 class MapJob(Job):
-    """Copy between two host memories of equal dtype: one memmove a run, without the interpreter's lock."""
+    """Copy between two host memories of equal dtype: one memmove a run, long ones without the interpreter's
+    lock."""
 
     def __init__(self, source: Extent, target: Extent) -> None:
         super().__init__()
@@ -71,6 +76,7 @@ class MapJob(Job):
         source_start, target_start = address_of(source_region), address_of(target_region)
         size = source.memory.layout.token_bytes
         pieces = self._pieces(size)
+        locked = PYFUNCTYPE(c_void_p, c_void_p, c_void_p, c_size_t)(cast(memmove, c_void_p).value or 0)
         for plane in source.planes:
             from_plane = source_start + plane * source.memory.blocks * source.memory.layout.block_bytes
             to_plane = target_start + plane * target.memory.blocks * target.memory.layout.block_bytes
@@ -78,7 +84,8 @@ class MapJob(Job):
                 if self.stopped:
                     return
                 for from_offset, to_offset, count_bytes in batch:
-                    memmove(to_plane + to_offset, from_plane + from_offset, count_bytes)
+                    move = memmove if count_bytes > _LOCKED_BYTES else locked
+                    move(to_plane + to_offset, from_plane + from_offset, count_bytes)
                 self.moved_bytes += batch_bytes
 
     def _pieces(self, token_bytes: int) -> list[tuple[list[tuple[int, int, int]], int]]:
@@ -232,6 +239,8 @@ class DigestJob(Job):
 
     def run(self) -> None:
         """Compute."""
+        import xxhash  # noqa: PLC0415 - only for checksums: in an engine's own environment there is none
+
         hasher = xxhash.xxh3_64()
         for view in self._extent.views(_STOP_BYTES):
             if self.stopped:

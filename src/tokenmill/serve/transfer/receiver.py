@@ -71,9 +71,10 @@ class Receiver:
         *,
         from_token: int,
         idle_timeout_s: float,
+        sealed: bool = False,
         on_moved: Callable[[float], None] | None = None,
     ) -> bytes:
-        """As ``KvTransport.pull``. Cancelled: no thread writes our blocks any more."""
+        """As ``StreamTransport.pull``. Cancelled: no thread writes our blocks any more."""
         if self._stopping:
             raise HandoffFailed(_STOPPING)
         ticket = control.decode_ticket(descriptor)
@@ -83,7 +84,10 @@ class Receiver:
         self._quiet.clear()
         started = self._clock.now()
         try:
-            meta, waited_s = await self._pull(ticket, blocks, from_token, idle_timeout_s)
+            meta = await self._pull_ahead(ticket, blocks, from_token, idle_timeout_s) if sealed else None
+            waited_s = 0.0
+            if meta is None:
+                meta, waited_s = await self._pull(ticket, blocks, from_token, idle_timeout_s)
         except (OSError, ProtocolError) as error:
             if self._stopping:
                 raise HandoffFailed(_STOPPING) from error
@@ -113,24 +117,53 @@ class Receiver:
         if not all(0 <= block < self._memory.blocks for block in blocks):
             raise ValueError(f"a block is not in 0 .. {self._memory.blocks - 1}: {blocks}")
 
+    async def _pull_ahead(
+        self, ticket: control.Ticket, blocks: Sequence[int], from_token: int, idle_timeout_s: float
+    ) -> bytes | None:
+        """Pull a sealed export on a kept connection from memory that is mapped: a single round trip.
+
+        Returns None where that cannot be: ask as usual.
+        """
+        peer = self._peers.get(ticket.memory)
+        if peer is None or peer.mapped is None or not peer.idle or self._checksums:
+            return None
+        channel = peer.idle.pop()
+        channel.unwatch()
+        pull = self._new_pull(ticket, channel, blocks, idle_timeout_s)
+        try:
+            meta = await pull.run_ahead(from_token)
+        except ChannelClosed:
+            self._hang_up(ticket.memory, channel)
+            return None
+        except BaseException:
+            self._hang_up(ticket.memory, channel)
+            raise
+        self._keep(ticket.memory, channel)
+        return meta
+
+    def _new_pull(
+        self, ticket: control.Ticket, channel: Channel, blocks: Sequence[int], idle_timeout_s: float
+    ) -> Pull:
+        return Pull(
+            ticket,
+            channel,
+            memory=self._memory,
+            blocks=blocks,
+            mapped=self._peers[ticket.memory].mapped,
+            helpers=lambda count: self._helpers(ticket, count, idle_timeout_s),
+            clock=self._clock,
+            pool=self._pool,
+            idle_timeout_s=idle_timeout_s,
+            checksums=self._checksums,
+        )
+
     async def _pull(
         self, ticket: control.Ticket, blocks: Sequence[int], from_token: int, idle_timeout_s: float
     ) -> tuple[bytes, float]:
         """Return the sender's meta, and how many seconds its tokens were waited for."""
         channel = await self._open(ticket, idle_timeout_s)
         try:
-            pull = Pull(
-                ticket,
-                channel,
-                memory=self._memory,
-                blocks=blocks,
-                mapped=self._peers[ticket.memory].mapped,
-                helpers=lambda count: self._helpers(ticket, count, idle_timeout_s),
-                clock=self._clock,
-                pool=self._pool,
-                idle_timeout_s=idle_timeout_s,
-                checksums=self._checksums,
-            )
+            pull = self._new_pull(ticket, channel, blocks, idle_timeout_s)
             meta = await pull.run(from_token)
         except BaseException:
             self._hang_up(ticket.memory, channel)  # which tells the sender that nobody will take the rest
@@ -185,8 +218,8 @@ class Receiver:
         channel.post(control.Open(ticket.export, ticket.token, peer.mapped is None and channel.is_unix))
         message = await channel.receive(None)  # the deadline is the caller's
         match message:
-            case control.Refused(reason):
-                raise HandoffFailed(f"the sender refused the handoff: {reason}")
+            case control.Refused():
+                raise message.error()
             case control.Opened():
                 fd = channel.take_fd()
             case _:

@@ -55,10 +55,15 @@ class Sender:
         self._watch(listener)
 
     def add(
-        self, blocks: Sequence[int], tokens: int, lease_s: float, on_released: Callable[[bool], None]
+        self,
+        blocks: Sequence[int],
+        tokens: int,
+        lease_s: float,
+        on_released: Callable[[bool], None],
+        key: exports.ExportKey | None = None,
     ) -> exports.Entry:
         """Offer tokens; ``on_released`` is called once, perhaps from within the call that ends the export."""
-        entry = self._table.add(blocks, tokens, lease_s)
+        entry = self._table.add(blocks, tokens, lease_s, key)
         self._callbacks[entry.export] = on_released
         return entry
 

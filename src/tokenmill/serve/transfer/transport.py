@@ -67,10 +67,12 @@ class StreamTransport:
         *,
         lease_s: float,
         on_released: Callable[[bool], None],
+        key: exports.ExportKey | None = None,
     ) -> OpenExport:
         """As ``KvTransport.export``. ``on_released`` may be called from within ``withdraw`` and ``stop``.
 
-        Raises ValueError when the blocks do not exist or do not hold the tokens.
+        ``key``: as in ``ExportTable.add``, for descriptors made of ``blank_ticket``. Raises ValueError when
+        the blocks do not exist or do not hold the tokens.
         """
         sender, _ = self._started()
         assert self._memory is not None
@@ -81,20 +83,28 @@ class StreamTransport:
             )
         if not all(0 <= block < self._memory.blocks for block in blocks):
             raise ValueError(f"a block is not in 0 .. {self._memory.blocks - 1}: {blocks}")
-        entry = sender.add(blocks, tokens, lease_s, on_released)
-        ticket = control.Ticket(
+        entry = sender.add(blocks, tokens, lease_s, on_released, key)
+        ticket = self.blank_ticket().filled(
+            export=entry.export, token=entry.token, blocks=blocks, tokens=tokens, lease_s=lease_s
+        )
+        return OpenExport(sender, entry.export, control.encode_ticket(ticket))
+
+    def blank_ticket(self) -> control.Ticket:
+        """Return where and how this memory can be read, for an owner that writes its own descriptors."""
+        self._started()
+        assert self._memory is not None
+        return control.Ticket(
             version=control.VERSION,
             endpoints=self._endpoints,
             memory=self._memory_id,
             memory_blocks=self._memory.blocks,
-            layout=layout,
-            export=entry.export,
-            token=entry.token,
-            blocks=list(blocks),
-            tokens=tokens,
-            lease_s=lease_s,
+            layout=self._memory.layout,
+            export=0,
+            token=b"",
+            blocks=[],
+            tokens=0,
+            lease_s=0,
         )
-        return OpenExport(sender, entry.export, control.encode_ticket(ticket))
 
     async def pull(
         self,
@@ -103,15 +113,23 @@ class StreamTransport:
         *,
         from_token: int = 0,
         idle_timeout_s: float = 30.0,
+        sealed: bool = False,
         on_moved: Callable[[float], None] | None = None,
     ) -> bytes:
         """As ``KvTransport.pull``; raises ValueError when our blocks do not exist or have no room.
 
+        ``sealed``: the export is known to have been sealed before its descriptor was let out; saves a round
+        trip.
         Cancelled: no thread writes our blocks any more, and the sender frees the export.
         """
         _, receiver = self._started()
         return await receiver.pull(
-            descriptor, blocks, from_token=from_token, idle_timeout_s=idle_timeout_s, on_moved=on_moved
+            descriptor,
+            blocks,
+            from_token=from_token,
+            idle_timeout_s=idle_timeout_s,
+            sealed=sealed,
+            on_moved=on_moved,
         )
 
     async def stop(self) -> None:

@@ -19,6 +19,7 @@ from tokenmill.protocol.ids import RequestId
 from tokenmill.protocol.items import Failed, Finished, Item, Load, Tokens, join_tokens
 from tokenmill.protocol.kv_events import KvEvent, KvEvents
 from tokenmill.protocol.metrics import StepMetrics
+from tokenmill.protocol.text import TextFinished, TextPieces, join_text
 from tokenmill.serve.engines.base import EngineOutput
 from tokenmill.serve.worker.kv_journal import KvJournal, merge_events
 
@@ -129,7 +130,7 @@ class Desk:
             if stream is None:
                 continue  # cancelled: nobody reads it any more
             stream.send(item)
-            if isinstance(item, Finished | Failed):
+            if isinstance(item, Finished | Failed | TextFinished):
                 streams.pop(request_id, None)  # gone if the send has found the reader too far behind
                 stream.end()
         if output.kv_events:
@@ -235,11 +236,13 @@ def _is_busy(metrics: StepMetrics) -> bool:
 def merge_items(earlier: Item, later: Item) -> Item | None:
     """Join two items that wait for a slow reader, where the result means the same; else None.
 
-    What waits for one stream is so bounded: a few bytes for each of ``max_tokens``, the last load, or what
-    ``merge_events`` keeps of the cache's changes.
+    What waits for one stream is so bounded: a few bytes for each of ``max_tokens`` (of text, a few hundred),
+    the last load, or what ``merge_events`` keeps of the cache's changes.
     """
     if isinstance(earlier, Load) and isinstance(later, Load):
         return later
     if isinstance(earlier, KvEvents) and isinstance(later, KvEvents):
         return merge_events(earlier, later)
+    if isinstance(earlier, TextPieces):
+        return join_text(earlier, later)
     return join_tokens(earlier, later) if isinstance(earlier, Tokens) else None

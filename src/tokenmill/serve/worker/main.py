@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import socket
 import sys
@@ -23,11 +22,12 @@ import tokenmill
 from tokenmill.clock import SystemClock
 from tokenmill.errors import ConfigError, TokenmillError, WorkerFailed
 from tokenmill.protocol.calls import Call
-from tokenmill.protocol.card import WORKERS_PREFIX, WorkerCard, WorkerState
+from tokenmill.protocol.card import WORKERS_PREFIX, Prices, WorkerCard, WorkerState
 from tokenmill.protocol.ids import WorkerId
 from tokenmill.protocol.items import Item
 from tokenmill.serve.engines.base import Engine, EngineInfo, EngineOutput, Sink
 from tokenmill.serve.engines.opening import open_engine
+from tokenmill.serve.engines.profiled import profile_of
 from tokenmill.serve.fabric.announcement import Announcement
 from tokenmill.serve.fabric.registry import Registry, open_registry
 from tokenmill.serve.fabric.streams import StreamServer
@@ -36,6 +36,7 @@ from tokenmill.serve.process import (
     StopRequest,
     configure_logging,
     run_folder,
+    settle,
     stop_requests,
 )
 from tokenmill.serve.transfer.drivers import open_transport
@@ -104,8 +105,7 @@ async def _run(config: WorkerConfig, readiness: Readiness) -> int:
         card = _card(config, worker_id, address, info, clock)
         announcement = _Announcement(registry, card, config.registry_ttl_s)
         await announcement.say(WorkerState.READY)
-        gc.collect()
-        gc.freeze()
+        settle()
         readiness.ready(worker=worker_id, address=address)
         _log_ready(card)
         await _serve_until_asked(engine, desk, stop, announcement)
@@ -232,6 +232,12 @@ class _Announcement:
         return msgspec.json.encode(msgspec.structs.replace(self._card, state=state))
 
 
+def _prices(config: WorkerConfig) -> Prices | None:
+    cached = config.price_input if config.price_cached < 0 else config.price_cached
+    prices = Prices(input=config.price_input, cached=cached, output=config.price_output)
+    return prices if prices != Prices() else None
+
+
 def _card(
     config: WorkerConfig, worker_id: WorkerId, address: str, info: EngineInfo, clock: SystemClock
 ) -> WorkerCard:
@@ -248,11 +254,17 @@ def _card(
         kv_blocks=info.kv_blocks,
         max_sequences=info.max_sequences,
         prefill_budget=info.prefill_budget,
+        step_table=profile.table if (profile := profile_of(config)) is not None else None,
         eos_token_ids=info.eos_token_ids,
         vocab_size=info.vocab_size,
         transports=info.transports,
         early_handoff=info.early_handoff,
+        alone=info.alone,
+        constraints=info.constraints,
         fingerprint=info.fingerprint,
+        speaks=info.speaks,
+        offers=info.offers,
+        prices=_prices(config),
         host=socket.gethostname(),
         pid=os.getpid(),
         started_at=clock.wall(),

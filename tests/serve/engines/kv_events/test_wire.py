@@ -64,6 +64,20 @@ def test_both_forms(events: list[object]) -> None:
     assert cleared == EngineCleared()
 
 
+def test_what_only_sglang_says() -> None:
+    head = {**MAPS[0], "cache_salt": "salt", "session_id": "s"}  # type: ignore[dict-item]
+    del head["extra_keys"]
+    tail = {**head, "parent_block_hash": 2}
+    first, second, pinned = message(
+        [head, tail, {"type": "BlockRemoved", "block_hashes": [2], "medium": "CPU_PINNED"}]
+    ).events
+    assert isinstance(first, EngineStored)
+    assert isinstance(second, EngineStored)
+    assert isinstance(pinned, EngineRemoved)
+    assert (first.keys, second.keys) == ([("salt",)], [])
+    assert pinned.tier is CacheTier.HOST
+
+
 def test_what_only_maps_say() -> None:
     stored, removed, _ = message(MAPS).events
     assert isinstance(stored, EngineStored)

@@ -52,6 +52,7 @@ def test_what_every_server_is_told() -> None:
         "--port": "8100",
         "--served-model-name": "m",
         "--enable-prompt-tokens-details": "",
+        "--disable-uvicorn-access-log": "",
         "--kv-events-config": '{"enable_kv_cache_events":true,"publisher":"zmq",'
         '"endpoint":"ipc:///run/events","replay_endpoint":"ipc:///run/replay"}',
     }
@@ -100,15 +101,20 @@ def test_the_users_arguments_win() -> None:
         "enforce_eager": "true",
         "enable_chunked_prefill": "false",
         "quantization": "fp8",
+        "disable_uvicorn_access_log": "false",
+        "no_enable_prompt_tokens_details": "true",
     }
     found = options(serve_arguments(settings(max_model_len=4096, arguments=mine)))
     assert found["--max-model-len"] == "512"
     assert found["--enforce-eager"] == ""
     assert found["--no-enable-chunked-prefill"] == ""
     assert found["--quantization"] == "fp8"
+    for name in ("disable-uvicorn-access-log", "enable-prompt-tokens-details"):
+        assert f"--no-{name}" in found
+        assert f"--{name}" not in found
 
 
-@pytest.mark.parametrize("name", [*OURS, "tensor-parallel-size", "--port"])
+@pytest.mark.parametrize("name", [*OURS, "tensor-parallel-size", "--port", "no-enable-prefix-caching"])
 def test_what_the_role_needs_cannot_be_set(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be set: ") as caught:
         serve_arguments(settings(arguments={name: "1"}))

@@ -39,6 +39,7 @@ def test_a_real_answer() -> None:
         preemptions=1,
         kv_blocks=1024,
         block_tokens=32,
+        ranks=2,
     )
 
 

@@ -9,10 +9,20 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
+from tokenmill.clock import VirtualClock
 from tokenmill.protocol.generate import GenerateRequest, Sampling
 from tokenmill.protocol.handoff import Handoff
 from tokenmill.protocol.ids import RequestId, Role
-from tokenmill.protocol.items import Failed, Finished, FinishReason, Item, Offered, PromptScored, Tokens
+from tokenmill.protocol.items import (
+    Failed,
+    Finished,
+    FinishReason,
+    Item,
+    Offered,
+    PromptScored,
+    TokenLogprobs,
+    Tokens,
+)
 from tokenmill.serve.engines.remote.http_client import HttpClient
 from tokenmill.serve.engines.vllm.submission import Submission
 from tokenmill.serve.engines.vllm.wire import KvOffer
@@ -44,6 +54,7 @@ class Books:
     def __init__(self) -> None:
         self.items: list[Item] = []
         self.notes: list[str] = []
+        self.log = ""
         self.over = asyncio.Event()
 
     def said(self, _request_id: RequestId, item: Item) -> None:
@@ -61,8 +72,11 @@ class Books:
     def handed_out(self) -> None:
         self.notes.append("out")
 
-    def handoff_failed(self, _request_id: RequestId, why: str) -> None:
-        self.notes.append(f"failed: {why}")
+    def handoff_failed(self, _request_id: RequestId, reason: str, why: str) -> None:
+        self.notes.append(f"failed: {reason}: {why}")
+
+    def clue(self, _request_id: RequestId) -> str:
+        return self.log
 
     async def end(self) -> Item:
         async with asyncio.timeout(10):
@@ -123,16 +137,31 @@ def request(role: Role = Role.BOTH, **fields: object) -> GenerateRequest:
     )
 
 
-async def run(script: Script, asked: GenerateRequest) -> tuple[Books, list[dict[str, object]]]:
+LEASE_S = 30.0
+
+
+def submission(
+    asked: GenerateRequest, client: HttpClient, books: Books, *, token_route: bool = False
+) -> Submission:
+    return Submission(
+        asked, client, "m", books, clock=VirtualClock(), lease_s=LEASE_S, token_route=token_route
+    )
+
+
+async def run(
+    script: Script, asked: GenerateRequest, *, log: str = "", token_route: bool = False
+) -> tuple[Books, list[dict[str, object]]]:
     books = Books()
+    books.log = log
     async with vllm(script) as (client, bodies):
-        Submission(asked, client, "m", books).start()
+        submission(asked, client, books, token_route=token_route).start()
         await books.end()
     return books, bodies
 
 
-def handoff(first_token: int = 11) -> Handoff:
-    return Handoff("vllm", msgspec.json.encode(KvOffer(PARAMS, first_token)), 3, early=False)
+def handoff(first_token: int = 11, age_s: float = 0.0) -> Handoff:
+    offer = KvOffer(PARAMS, first_token, made_at_s=VirtualClock().wall() - age_s, lease_s=LEASE_S)
+    return Handoff("vllm", msgspec.json.encode(offer), 3, early=False)
 
 
 async def test_a_stream() -> None:
@@ -193,6 +222,29 @@ async def test_all_sampling_parameters_go_along() -> None:
         "seed": 7,
     }
     assert {name: body[name] for name in expected} == expected
+
+
+async def test_constraints_go_along_as_the_client_wrote_them() -> None:
+    wanted = {"response_format": {"type": "json_object"}, "structured_outputs": {"choice": ["a", "b"]}}
+    asked = request(constraints=wanted)
+    _, (body,) = await run([(200, [piece([1], "length"), DONE])], asked, token_route=True)
+    assert {name: body[name] for name in wanted} == wanted
+    assert body["prompt"] == [5, 6, 7], "the route for tokens does not take them"
+
+
+async def test_the_route_for_tokens() -> None:
+    scores = {"content": [{"token_id": 11, "logprob": -3.0, "rank": 3, "top_logprobs": [
+        {"token_id": 11, "logprob": -3.0}, {"token_id": 4, "logprob": -0.5}, {"token_id": 5, "logprob": -1.0}
+    ]}]}  # fmt: skip
+    asked = request(output=[9], logprobs=2, logit_bias={9: -1.5}, cache_salt="tenant")
+    script: Script = [(200, [piece([11], logprobs=scores), piece([], "length"), DONE])]
+    books, (body,) = await run(script, asked, token_route=True)
+    assert (body["token_ids"], body["stream"], body["cache_salt"]) == ([5, 6, 7, 9], True, "tenant")
+    sampling = body["sampling_params"]
+    assert isinstance(sampling, dict)
+    expected = {"max_tokens": 3, "seed": 7, "logprobs": 2, "detokenize": False, "logit_bias": {"9": -1.5}}
+    assert {name: sampling[name] for name in expected} == expected
+    assert books.items[0] == Tokens(1, [11], [TokenLogprobs(-3.0, [(4, -0.5), (5, -1.0)])])
 
 
 async def test_log_probabilities() -> None:
@@ -259,32 +311,75 @@ async def test_a_decode_passes_the_parameters_on_unread() -> None:
     assert books.notes == ["progressed", "in"]
 
 
-FAILURES: list[tuple[str, tuple[int, list[bytes]] | None]] = [
-    ("500", (500, [b'{"error": {"message": "NIXL_ERR_REMOTE_DISCONNECT", "code": 500}}'])),
-    ("old style", (500, [b'{"object": "error", "message": "gone", "code": 500}'])),
-    ("event", (200, [b'data: {"error": {"message": "lease expired", "code": 500}}\n\n', DONE])),
-    ("aborted", (200, [DONE])),
-    ("closed", None),
+FAILED = b'{"error": {"message": "Internal server error", "type": "InternalServerError", "code": 500}}'
+
+FAILURES: list[tuple[str, tuple[int, list[bytes]] | None, str]] = [
+    ("says nothing", (500, [FAILED]), "engine"),
+    ("500", (500, [b'{"error": {"message": "NIXL_ERR_REMOTE_DISCONNECT", "code": 500}}']), "unreachable"),
+    ("old style", (500, [b'{"object": "error", "message": "gone", "code": 500}']), "engine"),
+    (
+        "event",
+        (200, [b'data: {"error": {"message": "lease expired", "code": 500}}\n\n', DONE]),
+        "lease_expired",
+    ),
+    (
+        "event in one read with the end",
+        (200, [b'data: {"error": {"message": "lease expired", "code": 500}}\n\n' + DONE]),
+        "lease_expired",
+    ),
+    ("aborted", (200, [DONE]), "engine"),
+    ("unknown", (404, [b'{"error": {"message": "no such engine", "code": 404}}']), "engine"),
+    ("closed", None, "unreachable"),
 ]
 
 
-@pytest.mark.parametrize(("name", "answer"), FAILURES, ids=[name for name, _ in FAILURES])
+@pytest.mark.parametrize(("name", "answer", "reason"), FAILURES, ids=[name for name, _, _ in FAILURES])
 async def test_a_cache_that_does_not_come_is_computed_here(
-    name: str, answer: tuple[int, list[bytes]] | None
+    name: str, answer: tuple[int, list[bytes]] | None, reason: str
 ) -> None:
     asked = request(Role.DECODE, handoff=handoff())
-    script: Script = [answer, (200, [piece([11]), piece([12], "length"), DONE])]
+    script: Script = [answer, (200, [piece([12]), piece([13], "length"), DONE])]
     books, bodies = await run(script, asked)
     assert "kv_transfer_params" not in bodies[1], name
-    assert books.items == [Tokens(0, [11]), Finished(1, [12], FinishReason.LENGTH)]
-    assert books.notes[0].startswith("failed: ")
+    # The client has the prefill side's token already; what follows must follow that one.
+    assert (bodies[1]["prompt"], bodies[1]["max_tokens"]) == ([5, 6, 7, 11], 3)
+    assert books.items == [Tokens(1, [12]), Finished(2, [13], FinishReason.LENGTH)]
+    assert books.notes[1].startswith(f"failed: {reason}: ")
+
+
+async def test_a_full_server_is_not_asked_for_more() -> None:
+    asked = request(Role.DECODE, handoff=handoff())
+    books, bodies = await run([(429, [b'{"error": {"message": "full", "code": 429}}'])], asked)
+    assert len(bodies) == 1
+    assert isinstance(books.items[-1], Failed)
+    assert (books.items[-1].status, books.items[-1].retryable) == (429, True)
+
+
+async def test_the_log_says_more_than_the_answer() -> None:
+    asked = request(Role.DECODE, handoff=handoff())
+    script: Script = [(500, [FAILED]), (200, [piece([11], "length"), DONE])]
+    books, _ = await run(script, asked, log="handshake_failed: NIXL compatibility hash mismatch.")
+    assert books.notes[1] == (
+        "failed: mismatch: Internal server error (handshake_failed: NIXL compatibility hash mismatch.)"
+    )
+
+
+async def test_a_cache_whose_lease_is_over_is_not_asked_for() -> None:
+    """vLLM would hand over whatever lies in those blocks by now."""
+    asked = request(Role.DECODE, handoff=handoff(age_s=LEASE_S + 1))
+    books, (body,) = await run([(200, [piece([11], "length"), DONE])], asked)
+    assert "kv_transfer_params" not in body
+    assert books.notes[1].startswith("failed: lease_expired: ")
+    asked = request(Role.DECODE, handoff=handoff(age_s=LEASE_S - 1))
+    books, (body,) = await run([(200, [piece([11], "length"), DONE])], asked)
+    assert body["kv_transfer_params"] == PARAMS
 
 
 async def test_a_handoff_of_another_make_is_computed_here() -> None:
     asked = request(Role.DECODE, handoff=Handoff("shm", b"x", 3))
     books, (body,) = await run([(200, [piece([11], "length"), DONE])], asked)
     assert "kv_transfer_params" not in body
-    assert books.notes[0].startswith("failed: the handoff cannot be read")
+    assert books.notes[1].startswith("failed: unreadable: the handoff cannot be read")
 
 
 async def test_another_first_token_is_not_followed() -> None:
@@ -327,8 +422,8 @@ async def test_no_token_ids() -> None:
 async def test_cancelling() -> None:
     books = Books()
     async with vllm([(200, [piece([11])])]) as (client, _):
-        submission = Submission(request(), client, "m", books)
-        submission.start()
-        submission.cancel()
-        submission.cancel()
+        call = submission(request(), client, books)
+        call.start()
+        call.cancel()
+        call.cancel()
         assert await books.end() == Finished(0, [], FinishReason.CANCELLED)

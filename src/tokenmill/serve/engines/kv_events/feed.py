@@ -24,6 +24,9 @@ _log = structlog.get_logger(__name__)
 REPLAY_TIMEOUT_S = 5.0
 """A replay comes from the server's memory; what has not come by then will not."""
 
+JOIN_S = 0.25
+"""A subscription on a host or in a data center stands in milliseconds."""
+
 _END_OF_REPLAY = -1
 _RECEIVE_LIMIT = 100_000
 """Messages that ZMQ holds for us while we are busy."""
@@ -51,7 +54,7 @@ class RankFeed:
         self._replaying: asyncio.Task[None] | None = None
 
     def start(self, *, from_now: bool) -> None:
-        """Subscribe. ``from_now`` False: what was said before is asked for when the first message comes."""
+        """Subscribe. ``from_now`` False: what was said before is asked for, where it can be."""
         socket = self._context.socket(zmq.SUB)
         socket.setsockopt(zmq.RCVHWM, _RECEIVE_LIMIT)
         socket.setsockopt(zmq.LINGER, 0)
@@ -60,6 +63,9 @@ class RankFeed:
         self._socket = socket
         if from_now:
             self._order.expected = -1
+        elif self._replay is not None:
+            self._order.hold()
+            self._replaying = asyncio.create_task(self._catch_up(), name="KV events so far")
         loop = asyncio.get_running_loop()
         loop.add_reader(socket.fileno(), self._readable)
         loop.call_soon(self._readable)
@@ -95,6 +101,12 @@ class RankFeed:
         events = [event for batch in batches for event in batch.events]
         if events and (words := self._translation.apply(events)):
             self._on_events(words)
+
+    async def _catch_up(self) -> None:
+        """Fetch what was said before, once the subscription is sure to stand: a message that falls between
+        the two would be missed until the next one shows the gap. Cancelled: nothing is applied."""
+        await asyncio.sleep(JOIN_S)
+        await self._ask_again()
 
     async def _ask_again(self) -> None:
         """Fetch what was missed. Cancelled: nothing is applied."""

@@ -49,6 +49,10 @@ class MessageOrder:
         self.expected += 1
         return Verdict.APPLY, [batch]
 
+    def hold(self) -> None:
+        """A replay is asked for before any message has come: hold what comes until ``replayed``."""
+        self._replaying = True
+
     def replayed(self, batches: list[EventBatch]) -> tuple[bool, list[EventBatch]]:
         """Take the answer to a replay, empty where none came.
 

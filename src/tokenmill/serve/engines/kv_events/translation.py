@@ -19,6 +19,7 @@ from tokenmill.serve.engines.kv_events.wire import (
     EngineCleared,
     EngineEvent,
     EngineHash,
+    EngineMoved,
     EngineRemoved,
     EngineStored,
 )
@@ -60,6 +61,8 @@ class BlockTranslation:
                 self._stored(event, words)
             elif isinstance(event, EngineRemoved):
                 self._removed(event, words)
+            elif isinstance(event, EngineMoved):
+                self._moved(event, words)
             elif isinstance(event, EngineCleared):
                 self.clear()
                 words.append(CacheCleared())
@@ -117,6 +120,17 @@ class BlockTranslation:
                 self._states.pop(engine_hash, None)
         if names:
             words.append(BlocksRemoved(names, CacheTier(event.tier)))
+
+    def _moved(self, event: EngineMoved, words: list[KvEvent]) -> None:
+        block = self._blocks.get(event.name)
+        if event.group != self._group or block is None or not block.tiers & 1 << event.before:
+            return
+        block.tiers = block.tiers & ~(1 << event.before) | 1 << event.after
+        above = self._blocks.get(block.parent) if block.parent is not None else None
+        if above is not None or block.parent is None:
+            parent = None if above is None else BlockHash(above.name)
+            words.append(BlocksStored([BlockHash(block.name)], parent, event.after))
+        words.append(BlocksRemoved([BlockHash(block.name)], event.before))
 
     def _seed(self, event: EngineStored) -> int | None:
         """Return the seed of our names; None where more than a cache salt makes the blocks' meaning."""

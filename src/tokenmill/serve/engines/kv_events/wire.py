@@ -1,8 +1,9 @@
 """vLLM's KV events as they come over ZMQ, from bytes to words of ours.
 
 Two forms are in use: arrays (``["BlockStored", hashes, parent, token_ids, block_size, ...]``, older servers)
-and maps with a ``type`` (0.3x). Read against vLLM 0.32.0 (``distributed/kv_events.py``). Lenient: what it
-does not know it skips. It must not know sockets or what the blocks are used for.
+and maps with a ``type`` (0.3x; also SGLang 0.5.2x, whose older servers send arrays too). Read against vLLM
+0.32.0 (``distributed/kv_events.py``) and SGLang 0.5.23 (``srt/disaggregation/kv_events.py``). Lenient: what
+it does not know it skips. It must not know sockets or what the blocks are used for.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _FIELDS = {
     "AllBlocksCleared": (),
 }
 
-_TIERS = {"GPU": CacheTier.DEVICE, "CPU": CacheTier.HOST}
+_TIERS = {"GPU": CacheTier.DEVICE, "CPU": CacheTier.HOST, "CPU_PINNED": CacheTier.HOST}
 
 
 class EngineStored(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +60,16 @@ class EngineCleared(msgspec.Struct, frozen=True):
     """The whole cache was emptied."""
 
 
-EngineEvent = EngineStored | EngineRemoved | EngineCleared
+class EngineMoved(msgspec.Struct, frozen=True, kw_only=True):
+    """A block went from one memory to another."""
+
+    name: EngineHash
+    before: CacheTier
+    after: CacheTier
+    group: int = 0
+
+
+EngineEvent = EngineStored | EngineRemoved | EngineMoved | EngineCleared
 
 
 class EventBatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +141,7 @@ def _stored(
         block_tokens=block_tokens,
         tier=tier,
         lora=fields.get("lora_id") is not None or fields.get("lora_name") is not None,
-        keys=_keys(fields.get("extra_keys")),
+        keys=_keys(fields.get("extra_keys")) or _salt(fields),
         group=group,
         full_attention=kind is None or "full" in str(kind) or "mla" in str(kind),
     )
@@ -141,6 +151,12 @@ def _keys(raw: object) -> list[tuple[object, ...]]:
     if not isinstance(raw, list):
         return []
     return [tuple(entry) if isinstance(entry, list) else () for entry in raw]
+
+
+def _salt(fields: Mapping[str, object]) -> list[tuple[object, ...]]:
+    """SGLang tells the salt of each event's blocks; it is at the head of the prefix that it belongs."""
+    salt = fields.get("cache_salt")
+    return [(salt,)] if salt and fields.get("parent_block_hash") is None else []
 
 
 def _fields(raw: object) -> Mapping[str, object] | None:

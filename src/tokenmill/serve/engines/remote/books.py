@@ -12,6 +12,7 @@ from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.ids import RequestId, Role
 from tokenmill.protocol.metrics import StepMetrics
 from tokenmill.serve.engines.remote.gauges import EngineGauges
+from tokenmill.serve.engines.remote.steps import NOTHING, average_step
 
 
 class LoadBooks:
@@ -25,13 +26,18 @@ class LoadBooks:
         """By reason; reasons are cut short, so that there are few."""
         self._prefilling: dict[RequestId, int] = {}
         self._decoding: set[RequestId] = set()
+        self._lengths: dict[RequestId, int] = {}
         self._tokens = 0
         self._step = 0
+        self._average = NOTHING
+        self._read_at: float | None = None
+        self._was_idle = True
 
     def opened(self, request: GenerateRequest) -> None:
         """A request was sent."""
         tokens = 0 if request.role is Role.DECODE else len(request.prompt) + len(request.output)
         self._prefilling[request.request_id] = tokens
+        self._lengths[request.request_id] = len(request.prompt) + len(request.output)
 
     def progressed(self, request_id: RequestId) -> None:
         """Its prompt is computed."""
@@ -42,23 +48,35 @@ class LoadBooks:
         """It has ended."""
         self._prefilling.pop(request_id, None)
         self._decoding.discard(request_id)
+        self._lengths.pop(request_id, None)
+        self._was_idle = self._was_idle or not self._lengths
 
     def made(self, tokens: int) -> None:
         """Tokens came."""
         self._tokens += tokens
 
-    def read(self, gauges: EngineGauges) -> None:
-        """The server told its load."""
-        self.gauges = gauges
-        self._step += 1
+    def read(self, gauges: EngineGauges, now: float | None = None) -> None:
+        """The server told its load. ``now``: seconds; None: nothing is learned of its steps."""
+        before, self.gauges = self.gauges, gauges
+        self._step = max(self._step + 1, gauges.steps)
+        self._average = NOTHING
+        if now is not None and self._read_at is not None and self._lengths and not self._was_idle:
+            length = sum(self._lengths.values()) / len(self._lengths)
+            self._average = average_step(before, gauges, now - self._read_at, mean_length=length)
+        self._read_at, self._was_idle = now, not self._lengths
 
     def metrics(self, kv_blocks: int) -> StepMetrics:
         """Return the load. Others may use the same server: the larger of both views counts."""
-        gauges = self.gauges
+        gauges, average = self.gauges, self._average
         ours = len(self._prefilling) + len(self._decoding)
         running = max(gauges.running, len(self._decoding))
         return StepMetrics(
             step=self._step,
+            step_ms=average.step_ms,
+            prefill_tokens=average.prefill_tokens,
+            decode_tokens=average.decode_tokens,
+            prefill_context_tokens=average.prefill_context_tokens,
+            decode_context_tokens=average.decode_context_tokens,
             running=running,
             waiting=max(gauges.waiting, ours - running, 0),
             waiting_prefill_tokens=sum(self._prefilling.values()),
@@ -66,7 +84,9 @@ class LoadBooks:
             kv_blocks_total=kv_blocks,
             prefix_hit_tokens_total=gauges.prefix_hit_tokens,
             prefix_query_tokens_total=gauges.prefix_query_tokens,
-            prefill_tokens_total=max(0, gauges.prompt_tokens - gauges.prefix_hit_tokens),
+            prefill_tokens_total=max(
+                0, gauges.prompt_tokens - gauges.prefix_hit_tokens - gauges.fetched_tokens
+            ),
             decode_tokens_total=max(gauges.output_tokens, self._tokens),
             preemptions_total=gauges.preemptions,
             handoffs_in_total=self.handoffs_in,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -21,13 +22,16 @@ from tokenmill.errors import ConfigError, WorkerFailed
 
 _log = structlog.get_logger(__name__)
 
-KEPT_LINES = 40
+KEPT_LINES = 200
 """Last lines of the child's log that an error message may quote."""
 
 TERM_PATIENCE_S = 20.0
 """How long a child may take to end by itself."""
 
 _LONGEST_LINE = 2**20
+
+_EXCEPTION = re.compile(r"(?:^|\] )(?:\w+\.)*\w+(?:Error|Exception): ")
+"""A traceback's last line, with the prefix of a logger or without one."""
 
 _EXEC = """
 import os, signal, sys
@@ -41,12 +45,20 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 class Child:
-    """``start`` it, wait for ``died``, ``stop`` it."""
+    """``start`` it, wait for ``died``, ``stop`` it. ``on_line`` hears each line of its log."""
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:
         self._name = name
         self._command = list(command)
         self._environment = dict(environment)
+        self._on_line = on_line
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._last_lines: deque[str] = deque(maxlen=KEPT_LINES)
@@ -87,7 +99,7 @@ class Child:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._reader), 1.0)
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        return f"{self._name} ended with {how}{self._quote()}"
+        return f"{self._name} ended with {how}{self._quote(killed=status < 0)}"
 
     async def stop(self) -> None:
         """End the process and all it has started. Cancelled: call it again."""
@@ -120,13 +132,20 @@ class Child:
                     text = line.decode(errors="replace").rstrip()
                     if text:
                         self._last_lines.append(text)
+                        if self._on_line is not None:
+                            self._on_line(text)
                         sys.stderr.write(f"[{self._name}] {text}\n")
             finally:
                 transport.close()
 
-    def _quote(self) -> str:
-        telling = [line for line in self._last_lines if "error" in line.lower()] or list(self._last_lines)
-        return f": {telling[-1][-400:]}" if telling else ""
+    def _quote(self, *, killed: bool) -> str:
+        """The first exception of the last lines: those that follow are of others whom it has brought down.
+        Who was killed need not have said anything about it."""
+        lines = list(self._last_lines)
+        exceptions = [line for line in lines if _EXCEPTION.search(line)]
+        others = [] if killed else [line for line in lines if "error" in line.lower()][-1:] or lines[-1:]
+        telling = exceptions[:1] or others
+        return f": {telling[0][-400:]}" if telling else ""
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:

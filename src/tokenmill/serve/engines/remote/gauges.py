@@ -6,7 +6,11 @@ import msgspec
 
 
 class EngineGauges(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts and tokens; what a server does not tell stays 0. ``kv_used``: share of the cache, 0 to 1."""
+    """Counts and tokens; what a server does not tell stays 0. ``kv_used``: share of the cache, 0 to 1.
+
+    ``prompt_tokens``: cached ones (``prefix_hit_tokens``) and those whose KV came from another server
+    (``fetched_tokens``) among them. ``steps``: so far, over all ranks.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -18,3 +22,6 @@ class EngineGauges(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int = 0
     kv_blocks: int = 0
     block_tokens: int = 0
+    ranks: int = 1
+    steps: int = 0
+    fetched_tokens: int = 0

@@ -17,6 +17,7 @@ import xxhash
 from tokenmill.clock import Sleeper
 from tokenmill.decide.batching.types import Chunk, Sequence, StepPlan
 from tokenmill.decide.perf.step_time import LinearStepTime, StepTimeModel
+from tokenmill.decide.perf.table import TableStepTime
 from tokenmill.protocol.generate import Sampling
 from tokenmill.protocol.ids import RequestId
 from tokenmill.protocol.items import TokenLogprobs
@@ -41,7 +42,8 @@ class SimSettings(msgspec.Struct, frozen=True, kw_only=True):
     speedup: float = 1.0
     jitter: float = 0.0
     seed: int = 0
-    step_time: LinearStepTime = LinearStepTime()
+    step_time: LinearStepTime | TableStepTime = LinearStepTime()
+    saturating_tokens: int = LinearStepTime().saturating_tokens()
 
 
 class _Context:
@@ -86,7 +88,7 @@ class SimExecutor:
             block_tokens=settings.block_tokens,
             eos_token_ids=vocabulary.eos_token_ids,
             fingerprint=f"sim-{vocabulary.size}",
-            prefill_budget=settings.step_time.saturating_tokens(),
+            prefill_budget=settings.saturating_tokens,
         )
 
     def admit(self, request_id: RequestId, sampling: Sampling, prompt_len: int) -> None:

@@ -8,35 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 
-import msgspec
 import structlog
 import zmq
 
 from tokenmill.clock import Clock
 from tokenmill.errors import TokenmillError
 from tokenmill.protocol.generate import GenerateRequest
-from tokenmill.protocol.ids import RequestId, Role
-from tokenmill.protocol.items import Failed, Finished, Item, Tokens
+from tokenmill.protocol.handoffs import VLLM_TRANSPORTS
+from tokenmill.protocol.ids import RequestId
+from tokenmill.protocol.items import Failed, Finished, HandoffLost, Item, Tokens
 from tokenmill.protocol.kv_events import KvEvent
 from tokenmill.protocol.metrics import StepMetrics
 from tokenmill.serve.engines.base import EngineInfo, EngineOutput, Sink
 from tokenmill.serve.engines.kv_events.feed import RankFeed
+from tokenmill.serve.engines.kv_events.rank_caches import RankCaches
 from tokenmill.serve.engines.remote.books import LoadBooks
-from tokenmill.serve.engines.remote.child import Child, free_ports
+from tokenmill.serve.engines.remote.child import Child
 from tokenmill.serve.engines.remote.http_client import Headers, HttpClient
-from tokenmill.serve.engines.vllm.launch import (
-    Parallelism,
-    VllmSettings,
-    serve_arguments,
-    serve_environment,
-)
+from tokenmill.serve.engines.remote.ports import ReservedPorts
+from tokenmill.serve.engines.remote.ranks import RankChoice
+from tokenmill.serve.engines.vllm.launch import kv_lease_s
+from tokenmill.serve.engines.vllm.losses import LogClues
 from tokenmill.serve.engines.vllm.metrics import read_metrics
-from tokenmill.serve.engines.vllm.server import EventSource, ServerFacts, ask, launch_command, wait_until_up
+from tokenmill.serve.engines.vllm.plan import Ports, VllmOptions, plan_launch, ranks_of
+from tokenmill.serve.engines.vllm.server import EventSource, ServerFacts, ask, wait_until_up
 from tokenmill.serve.engines.vllm.submission import Submission
-from tokenmill.serve.engines.vllm.wire import TRANSPORT
+from tokenmill.serve.engines.vllm.wire import CONSTRAINTS
 
 _log = structlog.get_logger(__name__)
 
@@ -47,32 +46,6 @@ METRICS_PATIENCE_S = 30.0
 """A server that has not answered for so long is taken for broken."""
 
 _STOPPED = Failed(503, "engine_stopped", "the engine is stopping", retryable=True)
-
-
-class VllmOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is told of its engine. ``attach``: address of a running server; else one is launched."""
-
-    model: str
-    model_name: str
-    role: Role
-    attach: str = ""
-    api_key: str = ""
-    engine_python: str = ""
-    engine_command: str = ""
-    engine_args: Mapping[str, str] = {}
-    engine_env: Mapping[str, str] = {}
-    parallel: Parallelism = Parallelism()
-    run_dir: str = ""
-    start_timeout_s: float = 1800.0
-    block_tokens: int = 0
-    kv_blocks: int = 0
-    kv_memory_mb: int = 0
-    max_model_len: int = 0
-    max_sequences: int = 256
-    max_waiting: int = 1024
-    token_budget: int = 0
-    dtype: str = "auto"
-    prefix_cache: bool = True
 
 
 class VllmEngine:
@@ -86,13 +59,20 @@ class VllmEngine:
         self._pending: list[tuple[RequestId, Item]] = []
         self._pending_events: list[KvEvent] = []
         self._flush_due = False
+        self._lease_s = (
+            options.lease_s if options.kv_connector == "tokenmill" else kv_lease_s(options.engine_args)
+        )
+        self._clues = LogClues()
         self._sink: Sink | None = None
         self._facts: ServerFacts | None = None
         self._client: HttpClient | None = None
         self._child: Child | None = None
+        self._ports: ReservedPorts | None = None
         self._failed: asyncio.Future[str] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._feeds: list[RankFeed] = []
+        self._caches = RankCaches(1)
+        self._choice: RankChoice | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
     # Engine -------------------------------------------------------------------------------------------
@@ -111,6 +91,8 @@ class VllmEngine:
         except BaseException:
             await self.stop()
             raise
+        self._caches = RankCaches(facts.ranks)
+        self._choice = RankChoice(self._caches, facts.block_tokens) if facts.ranks > 1 else None
         self._read_events(facts.sources)
         self._watch = asyncio.create_task(self._watch_server(), name="watch vllm")
         return self._info(facts)
@@ -121,11 +103,22 @@ class VllmEngine:
         assert self._facts is not None
         request_id = request.request_id
         options = self._options
-        if len(self._open) >= options.max_sequences + options.max_waiting:
+        if len(self._open) >= options.max_sequences * self._facts.ranks + options.max_waiting:
             failure = Failed(429, "queue_full", "too many requests wait for this engine", retryable=True)
             self._say(request_id, failure)
             return
-        submission = Submission(request, self._client, self._facts.model, self, self._rank_headers())
+        facts = self._facts
+        submission = Submission(
+            request,
+            self._client,
+            facts.model,
+            self,
+            self._rank_headers(request),
+            clock=self._clock,
+            lease_s=self._lease_s,
+            transport=VLLM_TRANSPORTS[options.kv_connector],
+            token_route=facts.token_route,
+        )
         self._open[request_id] = submission
         self._books.opened(request)
         submission.start()
@@ -163,6 +156,8 @@ class VllmEngine:
             await self._client.close()
         if self._child is not None:
             await self._child.stop()
+        if self._ports is not None:
+            self._ports.release()
         if self._failed is not None and not self._failed.done():
             self._failed.cancel()
 
@@ -175,11 +170,15 @@ class VllmEngine:
         if isinstance(item, Finished | Failed):
             self._open.pop(request_id, None)
             self._books.closed(request_id)
+            if self._choice is not None:
+                self._choice.closed(request_id)
         self._say(request_id, item)
 
     def progressed(self, request_id: RequestId) -> None:
         """A prompt is computed."""
         self._books.progressed(request_id)
+        if self._choice is not None:
+            self._choice.progressed(request_id)
 
     def handed_in(self) -> None:
         """A cache made elsewhere was taken over."""
@@ -189,10 +188,15 @@ class VllmEngine:
         """A cache was offered."""
         self._books.handoffs_out += 1
 
-    def handoff_failed(self, request_id: RequestId, why: str) -> None:
+    def handoff_failed(self, request_id: RequestId, reason: str, why: str) -> None:
         """A cache made elsewhere did not come."""
-        self._books.handoffs_failed[why[:60]] += 1
-        _log.warning("handoff failed; the prompt is computed here", request=request_id, why=why)
+        self._books.handoffs_failed[reason] += 1
+        _log.warning("handoff failed; computing here", request=request_id, reason=reason, why=why)
+        self._say(request_id, HandoffLost(reason, why))
+
+    def clue(self, request_id: RequestId) -> str:
+        """What the launched server's log says about a failed transfer."""
+        return self._clues.of(request_id)
 
     # Inside -------------------------------------------------------------------------------------------
 
@@ -213,67 +217,36 @@ class VllmEngine:
         events, self._pending_events = self._pending_events, []
         self._sink(EngineOutput(items, self.metrics(), events))
 
-    def _on_events(self, events: list[KvEvent]) -> None:
-        self._pending_events += events
-        self._flush_soon()
+    def _on_events(self, rank: int, events: list[KvEvent]) -> None:
+        told = self._caches.apply(rank, events)
+        if told:
+            self._pending_events += told
+            self._flush_soon()
 
     async def _launch(self) -> tuple[EventSource, ...]:
         options = self._options
-        ranks = options.parallel.dp
-        port, events, replay, side = free_ports(4, neighbours=max(1, ranks * options.parallel.tp))
-        settings = VllmSettings(
-            model=options.model,
-            served_name=options.model_name,
-            role=options.role,
-            port=port,
-            events=self._endpoint("events", events),
-            replay=self._endpoint("replay", replay),
-            side_channel_port=side,
-            parallel=options.parallel,
-            block_tokens=options.block_tokens,
-            kv_blocks=options.kv_blocks,
-            kv_memory_mb=options.kv_memory_mb,
-            max_model_len=options.max_model_len,
-            max_sequences=options.max_sequences,
-            token_budget=options.token_budget,
-            dtype=options.dtype,
-            prefix_cache=options.prefix_cache,
-            arguments=options.engine_args,
+        self._ports = ReservedPorts(4, neighbours=ranks_of(options.parallel))
+        plan = plan_launch(options, Ports(*self._ports.ports))
+        self._child = Child(
+            f"vllm {options.role.value}", plan.command, plan.environment, on_line=self._clues.take
         )
-        command = [
-            *launch_command(options.engine_python, options.engine_command),
-            *serve_arguments(settings),
-        ]
-        environment = {**serve_environment(settings), **options.engine_env}
-        self._child = Child(f"vllm {options.role.value}", command, environment)
-        self._client = HttpClient(f"http://127.0.0.1:{port}", headers=_credentials(options.api_key))
+        self._client = HttpClient(plan.url, headers=_credentials(options.api_key))
         await self._child.start()
-        if not options.prefix_cache:
-            return ()
-        if ranks == 1:
-            return (EventSource(settings.events, settings.replay),)
-        return tuple(
-            EventSource(f"tcp://127.0.0.1:{events + rank}", f"tcp://127.0.0.1:{replay + rank}")
-            for rank in range(ranks)
-        )
-
-    def _endpoint(self, name: str, port: int) -> str:
-        """A Unix socket in the worker's own folder where one will do: nobody else can read or speak there."""
-        if self._options.parallel.dp == 1 and self._options.run_dir:
-            return f"ipc://{Path(self._options.run_dir) / f'vllm-{name}-{port}.sock'}"
-        return f"tcp://*:{port}"
+        return plan.sources
 
     def _read_events(self, sources: tuple[EventSource, ...]) -> None:
         if not sources:
             return
         self._context = zmq.Context()
-        for source in sources:
-            feed = RankFeed(self._context, source.events, source.replay, self._on_events)
+        for rank, source in enumerate(sources):
+            feed = RankFeed(self._context, source.events, source.replay, partial(self._on_events, rank))
             feed.start(from_now=False)
             self._feeds.append(feed)
 
-    def _rank_headers(self) -> Headers:
-        return ()
+    def _rank_headers(self, request: GenerateRequest) -> Headers:
+        if self._choice is None:
+            return ()
+        return (("x-data-parallel-rank", str(self._choice.choose(request))),)
 
     async def _watch_server(self) -> None:
         """Read the metrics, and tell when the server is gone. Cancelled: nothing changes."""
@@ -285,7 +258,7 @@ class VllmEngine:
                 try:
                     reply = await self._client.request("GET", "/metrics", timeout_s=METRICS_PATIENCE_S)
                     if reply.status == 200:
-                        self._books.read(read_metrics(reply.body.decode(errors="replace")))
+                        self._books.read(read_metrics(reply.body.decode(errors="replace")), self._clock.now())
                         heard_at = self._clock.now()
                         self._tell_load()
                 except TokenmillError as error:
@@ -321,11 +294,12 @@ class VllmEngine:
             max_model_len=min(limit, facts.max_model_len),
             block_tokens=facts.block_tokens,
             kv_blocks=facts.kv_blocks,
-            max_sequences=options.max_sequences,
+            max_sequences=options.max_sequences * facts.ranks,
             vocab_size=0,
             eos_token_ids=[],
-            transports=[TRANSPORT],
+            transports=[VLLM_TRANSPORTS[options.kv_connector]],
             early_handoff=False,
+            constraints=list(CONSTRAINTS),
             fingerprint=f"vllm {facts.version} {facts.root} {options.dtype}",
         )
 

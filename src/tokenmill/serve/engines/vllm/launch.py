@@ -6,20 +6,37 @@ not do its work with it.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
+from tokenmill.serve.engines.vllm.connector.settings import CONNECTOR, ConnectorSettings, transfer_config
+
+CONNECTOR_PATH = Path(__file__).parent / "connector" / "on_path"
+"""What goes on vLLM's path for our own KV connector: a folder with one module."""
+
+KV_LEASE_S = 30.0
+"""How long vLLM's connectors keep a finished prefill's blocks for a decode that nobody has asked for."""
 
 OURS = {
     "host": "the worker chooses it, so that nobody else reaches the engine; use attach for one of your own",
     "port": "the worker chooses it, so that replicas do not collide; use attach for a server of your own",
+    "model": "it follows model.path",
     "served_model_name": "it follows model.name",
+    "uds": "the worker reaches the engine by host and port",
+    "api_key": "nobody else reaches the engine; use attach and attach_key for one of your own",
+    "headless": "the worker asks the engine over HTTP; use attach for several machines",
+    "tokens_only": "the worker needs the other routes too; enable_scale_out adds the one for tokens",
+    "disable_log_stats": "the worker reads the engine's metrics",
     "tensor_parallel_size": "write parallel: {tp: N}",
     "pipeline_parallel_size": "write parallel: {pp: N}",
     "data_parallel_size": "write parallel: {dp: N}",
+    "enable_prefix_caching": "write prefix_cache",
     "kv_events_config": "the worker reads the events; prefix_cache: false turns them off",
 }
 """Options that ``engine_args`` may not set, and why."""
@@ -44,7 +61,8 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a launched server is told. ``arguments``: the user's engine_args, names as vLLM's with "_" or "-".
 
     0 leaves vLLM's own default. ``events``, ``replay``: ZMQ endpoints that the first data-parallel rank
-    binds; rank r binds the port r above.
+    binds; rank r binds the port r above. ``side_channel_host``: where servers that fetch from this one find
+    it. ``connector``: of our own KV connector; None: vLLM's NIXL connector is used.
     """
 
     model: str
@@ -54,7 +72,9 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True):
     events: str
     replay: str
     side_channel_port: int
+    connector: ConnectorSettings | None = None
     host: str = "127.0.0.1"
+    side_channel_host: str = "127.0.0.1"
     parallel: Parallelism = Parallelism()
     block_tokens: int = 0
     kv_blocks: int = 0
@@ -69,15 +89,42 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 def serve_arguments(settings: VllmSettings) -> list[str]:
     """Return the words after ``vllm serve``. Raises ConfigError for arguments that cannot be."""
-    given = {name.replace("-", "_").lstrip("_"): value for name, value in settings.arguments.items()}
+    given = {_name(name): value for name, value in settings.arguments.items()}
     _refuse(given)
     options: dict[str, str | None] = {
         "host": settings.host,
         "port": str(settings.port),
         "served_model_name": settings.served_name,
         "enable_prompt_tokens_details": None,
+        "disable_uvicorn_access_log": None,
     }
-    numbers = {
+    options |= {name: str(number) for name, number in _numbers(settings).items() if number}
+    if settings.parallel.ep > 1:
+        options["enable_expert_parallel"] = None
+    if settings.dtype != "auto":
+        options["dtype"] = settings.dtype
+    if settings.prefix_cache:
+        options["kv_events_config"] = _events_config(settings)
+    else:
+        options["no_enable_prefix_caching"] = None
+    if settings.role is not Role.BOTH:
+        options["kv_transfer_config"] = _transfer_config(settings)
+    if "kv_transfer_config" in given:
+        _check_transfer_config(settings, given["kv_transfer_config"])
+    for name, text in given.items():
+        options.pop(name.removeprefix("no_"), None)
+        options[_option(name, text)] = _value(text)
+    words = [settings.model]
+    for name, value in options.items():
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not None:
+            words.append(value)
+    return words
+
+
+def _numbers(settings: VllmSettings) -> dict[str, int]:
+    """Return the sizes; 0 leaves vLLM's own."""
+    return {
         "tensor_parallel_size": settings.parallel.tp if settings.parallel.tp > 1 else 0,
         "pipeline_parallel_size": settings.parallel.pp if settings.parallel.pp > 1 else 0,
         "data_parallel_size": settings.parallel.dp if settings.parallel.dp > 1 else 0,
@@ -88,41 +135,51 @@ def serve_arguments(settings: VllmSettings) -> list[str]:
         "max_num_seqs": settings.max_sequences,
         "max_num_batched_tokens": settings.token_budget,
     }
-    options |= {name: str(number) for name, number in numbers.items() if number}
-    if settings.parallel.ep > 1:
-        options["enable_expert_parallel"] = None
-    if settings.dtype != "auto":
-        options["dtype"] = settings.dtype
-    if settings.prefix_cache:
-        options["kv_events_config"] = _events_config(settings)
-    else:
-        options["no_enable_prefix_caching"] = None
-    if settings.role is not Role.BOTH:
-        options["kv_transfer_config"] = _transfer_config(settings.role)
-    if "kv_transfer_config" in given:
-        _check_transfer_config(settings.role, given["kv_transfer_config"])
-    options |= {_option(name, value): _value(value) for name, value in given.items()}
-    words = [settings.model]
-    for name, value in options.items():
-        words.append(f"--{name.replace('_', '-')}")
-        if value is not None:
-            words.append(value)
-    return words
 
 
 def serve_environment(settings: VllmSettings) -> dict[str, str]:
     """Return environment variables that the server needs; the user's ``engine_env`` wins over them."""
     return {
-        "VLLM_NIXL_SIDE_CHANNEL_HOST": settings.host,
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": settings.side_channel_host,
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(settings.side_channel_port),
         "VLLM_NO_USAGE_STATS": "1",
     }
 
 
+def connector_environment(settings: VllmSettings, given: Mapping[str, str]) -> dict[str, str]:
+    """Return what lets vLLM find our own connector: a folder with nothing else in it, in front of the path
+    that is ``given``. Nothing else of our environment gets into vLLM's.
+    """
+    if settings.connector is None or settings.role is Role.BOTH:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(CONNECTOR_PATH), given.get("PYTHONPATH"))))}
+
+
+def kv_lease_s(arguments: Mapping[str, str]) -> float:
+    """Return how long a launched prefill server keeps a cache that nobody asks for, in seconds."""
+    text = next((value for name, value in arguments.items() if _name(name) == "kv_transfer_config"), "{}")
+    with contextlib.suppress(msgspec.DecodeError):
+        return float(msgspec.json.decode(text, type=_Transfer).kv_connector_extra_config.kv_lease_duration)
+    return KV_LEASE_S
+
+
+class _Extra(msgspec.Struct):
+    kv_lease_duration: float = KV_LEASE_S
+
+
+class _Transfer(msgspec.Struct):
+    kv_connector_extra_config: _Extra = msgspec.field(default_factory=_Extra)
+
+
+def _name(name: str) -> str:
+    return name.replace("-", "_").lstrip("_")
+
+
 def _refuse(given: Mapping[str, str]) -> None:
     for name in given:
-        if name in OURS:
-            raise ConfigError(f"engine_args: {name} cannot be set: {OURS[name]}", param="engine_args")
+        why = OURS.get(name.removeprefix("no_"))
+        if why is not None:
+            raise ConfigError(f"engine_args: {name} cannot be set: {why}", param="engine_args")
 
 
 def _events_config(settings: VllmSettings) -> str:
@@ -136,11 +193,15 @@ def _events_config(settings: VllmSettings) -> str:
     )
 
 
-def _transfer_config(role: Role) -> str:
-    return _json({"kv_connector": "NixlConnector", "kv_role": _KV_ROLES[role][0]})
+def _transfer_config(settings: VllmSettings) -> str:
+    kv_role = _KV_ROLES[settings.role][0]
+    if settings.connector is not None:
+        return _json(transfer_config(settings.connector, kv_role))
+    return _json({"kv_connector": "NixlConnector", "kv_role": kv_role})
 
 
-def _check_transfer_config(role: Role, text: str) -> None:
+def _check_transfer_config(settings: VllmSettings, text: str) -> None:
+    role = settings.role
     try:
         config = msgspec.json.decode(text, type=dict[str, object])
     except msgspec.DecodeError as error:
@@ -152,6 +213,12 @@ def _check_transfer_config(role: Role, text: str) -> None:
         raise ConfigError(
             f"engine_args: kv_transfer_config has kv_role {config.get('kv_role')!r}, "
             f"but a {role.value} worker needs {' or '.join(allowed)}",
+            param="engine_args",
+        )
+    if settings.connector is not None and config.get("kv_connector") != CONNECTOR:
+        raise ConfigError(
+            f"engine_args: kv_transfer_config names the kv_connector {config.get('kv_connector')!r}, but the "
+            f"stage says kv_connector: tokenmill, which is {CONNECTOR!r}; remove one of the two",
             param="engine_args",
         )
 

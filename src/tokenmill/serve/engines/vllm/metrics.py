@@ -16,6 +16,7 @@ _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 
 _KV_USED = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 _CACHE = "vllm:cache_config_info"
+_RUNNING = "vllm:num_requests_running"
 
 
 def read_metrics(text: str) -> EngineGauges:
@@ -23,6 +24,7 @@ def read_metrics(text: str) -> EngineGauges:
     sums: dict[str, float] = {}
     shares: list[float] = []
     blocks, block_tokens = 0, 0
+    ranks: set[str] = set()
     for name, labels, value in _LINE.findall(text):
         if not name.startswith("vllm:"):
             continue
@@ -34,12 +36,14 @@ def read_metrics(text: str) -> EngineGauges:
             shares.append(float(value))
         else:
             sums[name] = sums.get(name, 0.0) + float(value)
+            if name == _RUNNING:
+                ranks.add(dict(_LABEL.findall(labels)).get("engine", ""))
 
     def total(*names: str) -> int:
         return int(next((sums[name] for name in names if name in sums), 0.0))
 
     return EngineGauges(
-        running=total("vllm:num_requests_running"),
+        running=total(_RUNNING),
         waiting=total("vllm:num_requests_waiting"),
         kv_used=sum(shares) / len(shares) if shares else 0.0,
         prefix_hit_tokens=total("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
@@ -49,6 +53,9 @@ def read_metrics(text: str) -> EngineGauges:
         preemptions=total("vllm:num_preemptions_total"),
         kv_blocks=blocks,
         block_tokens=block_tokens,
+        steps=total("vllm:iteration_tokens_total_count"),
+        fetched_tokens=total("vllm:external_prefix_cache_hits_total"),
+        ranks=len(ranks) or 1,
     )
 
 

@@ -16,6 +16,7 @@ from tokenmill.errors import ConfigError, TokenmillError, WorkerFailed
 from tokenmill.serve.engines.remote.child import Child
 from tokenmill.serve.engines.remote.http_client import HttpClient, HttpReply
 from tokenmill.serve.engines.vllm.metrics import read_metrics
+from tokenmill.serve.engines.vllm.wire import GENERATE_PATH
 
 _log = structlog.get_logger(__name__)
 
@@ -24,6 +25,9 @@ ASK_TIMEOUT_S = 10.0
 
 POLL_S = 0.25
 """Between two looks whether a starting server answers."""
+
+FALLBACK_BLOCK_TOKENS = 16
+"""vLLM's own default on GPUs."""
 
 FALLBACK_BLOCKS = 1024
 """KV blocks assumed where the server does not tell."""
@@ -46,6 +50,10 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int
     kv_blocks: int
     sources: tuple[EventSource, ...]
+    token_route: bool = False
+    """It has ``/inference/v1/generate``."""
+    ranks: int = 1
+    """Data-parallel ranks behind its one address."""
     unknown: tuple[str, ...] = ()
 
 
@@ -96,6 +104,8 @@ async def ask(client: HttpClient, model: str, sources: tuple[EventSource, ...] |
     gauges = read_metrics((await _get(client, "/metrics")).body.decode(errors="replace"))
     if not gauges.kv_blocks:
         unknown.append(f"KV blocks: {FALLBACK_BLOCKS} are assumed")
+    if not gauges.block_tokens:
+        unknown.append(f"block size: {FALLBACK_BLOCK_TOKENS} is assumed")
     if card.max_model_len is None:
         unknown.append("context length: 4096 is assumed")
     if sources is None:
@@ -107,9 +117,11 @@ async def ask(client: HttpClient, model: str, sources: tuple[EventSource, ...] |
         root=card.root or card.id,
         version=version,
         max_model_len=card.max_model_len or 4096,
-        block_tokens=gauges.block_tokens or 16,
+        block_tokens=gauges.block_tokens or FALLBACK_BLOCK_TOKENS,
         kv_blocks=gauges.kv_blocks or FALLBACK_BLOCKS,
         sources=sources,
+        ranks=max(gauges.ranks, len(sources)),
+        token_route=await _has_token_route(client),
         unknown=tuple(unknown),
     )
     for what in unknown:
@@ -117,12 +129,15 @@ async def ask(client: HttpClient, model: str, sources: tuple[EventSource, ...] |
     return facts
 
 
-def launch_command(engine_python: str, engine_command: str) -> list[str]:
-    """Return the words before the model: a Python that has vLLM, a command, or ``vllm`` on the path."""
+def launch_command(engine_python: str, engine_command: str, *, here: bool = True) -> list[str]:
+    """Return the words before the model: a Python that has vLLM, a command, or ``vllm`` on the path.
+
+    ``here``: it runs on this machine, so that the Python must be there. Raises ConfigError.
+    """
     if engine_command:
         return [*engine_command.split(), "serve"]
     if engine_python:
-        if not Path(engine_python).exists():
+        if here and not Path(engine_python).exists():
             raise ConfigError(f"engine_python: there is no {engine_python}", param="engine_python")
         return [engine_python, "-m", "vllm.entrypoints.cli.main", "serve"]
     return ["vllm", "serve"]
@@ -162,6 +177,12 @@ async def _version(client: HttpClient) -> str:
         return ""
 
 
+async def _has_token_route(client: HttpClient) -> bool:
+    """An empty request is refused for what it lacks, where the route is there (403: it is turned off)."""
+    reply = await client.request("POST", GENERATE_PATH, body=b"{}", timeout_s=ASK_TIMEOUT_S)
+    return reply.status in (400, 422)
+
+
 async def _sources(client: HttpClient) -> tuple[EventSource, ...]:
     """Read ``/kv_event_sources`` where there is one; a star in an endpoint is the server's host."""
     reply = await _get(client, "/kv_event_sources")
@@ -171,8 +192,9 @@ async def _sources(client: HttpClient) -> tuple[EventSource, ...]:
         content = msgspec.json.decode(reply.body)
     except msgspec.DecodeError:
         return ()
-    entries = content.values() if isinstance(content, dict) else ()
-    sources = [_source(entry, client.host) for entry in entries]
+    entries = content if isinstance(content, dict) else {}
+    ranks = sorted((name for name in entries if str(name).isdigit()), key=int)
+    sources = [_source(entries[rank], client.host) for rank in ranks]
     return tuple(source for source in sources if source is not None)
 
 

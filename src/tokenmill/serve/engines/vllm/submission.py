@@ -9,26 +9,30 @@ from typing import Protocol
 
 import msgspec
 
+from tokenmill.clock import Clock
 from tokenmill.errors import ProtocolError, TokenmillError
 from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.handoff import Handoff
+from tokenmill.protocol.handoffs import VLLM_TRANSPORTS
 from tokenmill.protocol.ids import RequestId, Role
 from tokenmill.protocol.items import Failed, Finished, FinishReason, Item, Offered, PromptScored, Tokens
 from tokenmill.serve.engines.remote.http_client import EventStream, Headers, HttpCall, HttpClient
+from tokenmill.serve.engines.vllm.losses import Lost, lost_by
 from tokenmill.serve.engines.vllm.wire import (
-    TRANSPORT,
+    COMPLETIONS_PATH,
+    GENERATE_PATH,
     Choice,
     Chunk,
     KvOffer,
     completion_body,
     error_of,
     failure_of,
+    generate_body,
     prompt_logprobs,
     read_chunk,
+    speaks_tokens,
     token_logprobs,
 )
-
-PATH = "/v1/completions"
 
 ASK_FOR_HANDOFF: dict[str, object] = {
     "do_remote_decode": True,
@@ -41,6 +45,9 @@ ASK_FOR_HANDOFF: dict[str, object] = {
 """What vLLM's connectors want to hear from whoever asks for a prefill that is decoded elsewhere."""
 
 _DONE = b"[DONE]"
+
+_FULL = 429
+"""The server has no room: computing the prompt there needs more of it."""
 
 
 class Books(Protocol):
@@ -58,8 +65,12 @@ class Books(Protocol):
         """A cache made elsewhere was taken over."""
         ...
 
-    def handoff_failed(self, request_id: RequestId, why: str) -> None:
-        """A cache made elsewhere did not come; the prompt is computed here."""
+    def handoff_failed(self, request_id: RequestId, reason: str, why: str) -> None:
+        """A cache made elsewhere did not come; the prompt is computed here. ``reason``: for counting."""
+        ...
+
+    def clue(self, request_id: RequestId) -> str:
+        """What the server wrote to its log about a failed transfer; "" where that is not known."""
         ...
 
     def handed_out(self) -> None:
@@ -71,14 +82,29 @@ class Submission:
     """``start`` it; it says its items to ``books`` and exactly one end, unless it is cancelled."""
 
     def __init__(
-        self, request: GenerateRequest, client: HttpClient, model: str, books: Books, headers: Headers = ()
+        self,
+        request: GenerateRequest,
+        client: HttpClient,
+        model: str,
+        books: Books,
+        headers: Headers = (),
+        *,
+        clock: Clock,
+        lease_s: float,
+        transport: str = VLLM_TRANSPORTS["nixl"],
+        token_route: bool = False,
     ) -> None:
         self._request = request
         self._client = client
         self._model = model
         self._books = books
         self._headers = headers
+        self._clock = clock
+        self._lease_s = lease_s
+        self._transport = transport
+        self._token_route = token_route
         self._offer: KvOffer | None = None
+        self._lost: tuple[Lost | None, str] | None = None
         self._call: HttpCall | None = None
         self._status = 0
         self._whole: list[bytes] | None = None  # an error's body, or an answer that is not streamed
@@ -117,25 +143,46 @@ class Submission:
 
     def _start_decode(self, handoff: Handoff) -> None:
         try:
-            if handoff.transport != TRANSPORT:
-                raise msgspec.ValidationError(f"transport {handoff.transport!r} is not vLLM's")
+            if handoff.transport != self._transport:
+                raise msgspec.ValidationError(
+                    f"its transport is {handoff.transport!r}, ours is {self._transport!r}: give both "
+                    "stages the same engine and kv_connector"
+                )
             self._offer = msgspec.json.decode(handoff.descriptor, type=KvOffer)
         except msgspec.DecodeError as error:
-            self._compute_here(f"the handoff cannot be read: {error}")
+            self._compute_here(Lost.UNREADABLE, f"the handoff cannot be read: {error}")
+            return
+        age_s = self._clock.wall() - self._offer.made_at_s
+        if age_s >= self._offer.lease_s:
+            # vLLM would read what lies in those blocks by now.
+            why = f"the cache was kept for {self._offer.lease_s:g} s, and that was {age_s:.1f} s ago"
+            self._compute_here(Lost.LEASE_EXPIRED, why, self._offer.first_token)
             return
         self._send(stream=True, kv_transfer_params=self._offer.params)
 
     def _send_here(self, first_token: int | None = None) -> None:
         self._send(stream=self._request.sampling.prompt_logprobs is None, first_token=first_token)
 
-    def _compute_here(self, why: str, first_token: int | None = None) -> None:
+    def _compute_here(self, reason: Lost | None, why: str, first_token: int | None = None) -> None:
+        """Go on without the cache. ``reason`` None: the server's log may know. ``first_token``: the prefill
+        side's, which the client has already."""
         self._offer = None
-        self._books.handoff_failed(self._request.request_id, why)
+        self._lost = (reason, why)
         if self._call is not None:
             self._call.cancel()
         if first_token is not None:
             self._index += 1
         self._send_here(first_token)
+
+    def _tell_lost(self) -> None:
+        """Say why the cache did not come. Later than it failed, since its server's log comes another way."""
+        if self._lost is None:
+            return
+        (reason, why), self._lost = self._lost, None
+        if reason is None:
+            clue = self._books.clue(self._request.request_id)
+            reason, why = lost_by(clue or why), f"{why} ({clue})" if clue else why
+        self._books.handoff_failed(self._request.request_id, reason.value, why)
 
     def _send(
         self,
@@ -145,7 +192,8 @@ class Submission:
         first_token: int | None = None,
         kv_transfer_params: dict[str, object] | None = None,
     ) -> None:
-        body = completion_body(
+        own_route = self._token_route and speaks_tokens(self._request)
+        body = (generate_body if own_route else completion_body)(
             self._request,
             self._model,
             stream=stream,
@@ -156,7 +204,8 @@ class Submission:
         self._whole = None if stream else []
         self._events = EventStream()
         headers = (("x-request-id", self._request.request_id), *self._headers)
-        self._call = self._client.send("POST", PATH, self, body=body, headers=headers)
+        path = GENERATE_PATH if own_route else COMPLETIONS_PATH
+        self._call = self._client.send("POST", path, self, body=body, headers=headers)
 
     # The answer ---------------------------------------------------------------------------------------
 
@@ -173,9 +222,12 @@ class Submission:
         if self._whole is not None:
             self._whole.append(piece)
             return
+        call = self._call
         try:
             for payload in self._events.feed(piece):
                 self._event(payload)
+                if self._over or self._call is not call:
+                    return  # that event has ended it, or sent it anew
         except TokenmillError as error:
             self.fail(Failed(502, "engine_broken", error.message, retryable=True))
 
@@ -194,8 +246,8 @@ class Submission:
 
     def _refused(self, failure: Failed) -> None:
         """A decode whose cache does not come is computed here, as long as nothing has been said."""
-        if self._offer is not None and self._last is None and failure.retryable:
-            self._compute_here(failure.message)
+        if self._offer is not None and self._last is None and failure.status != _FULL:
+            self._compute_here(None, failure.message, self._offer.first_token)
         else:
             self._end(failure)
 
@@ -240,12 +292,13 @@ class Submission:
         if self._last is not None:
             return True
         self._books.progressed(self._request.request_id)
+        self._tell_lost()
         offer = self._offer
         if offer is None:
             return True
         if token != offer.first_token:
             why = "the decode side sampled another first token than the prefill side"
-            self._compute_here(why, offer.first_token)
+            self._compute_here(Lost.WRONG_CACHE, why, offer.first_token)
             return False
         self._books.handed_in()
         return True
@@ -305,13 +358,16 @@ class Submission:
             why = "the engine offers no KV cache: it runs without a KV connector (--kv-transfer-config)"
             return Failed(502, "no_kv_connector", why, retryable=True)
         request = self._request
-        offer = KvOffer(chunk.kv_transfer_params, finished.tokens[0])
+        offer = KvOffer(
+            chunk.kv_transfer_params, finished.tokens[0], made_at_s=self._clock.wall(), lease_s=self._lease_s
+        )
         tokens = len(request.prompt) + len(request.output)
-        handoff = Handoff(TRANSPORT, msgspec.json.encode(offer), tokens, early=False)
+        handoff = Handoff(self._transport, msgspec.json.encode(offer), tokens, early=False)
         self._books.handed_out()
         self._books.said(request.request_id, Offered(handoff, self._cached_tokens))
         return msgspec.structs.replace(finished, reason=FinishReason.HANDOFF, stop_token=None)
 
     def _end(self, item: Finished | Failed) -> None:
         self._over = True
+        self._tell_lost()
         self._books.said(self._request.request_id, item)

@@ -1,6 +1,7 @@
-"""Requests to vLLM's ``/v1/completions`` and back, token ids both ways. No I/O.
+"""Requests to vLLM and its answers, token ids both ways. No I/O.
 
-Read against vLLM 0.32.0 (``entrypoints/openai/completion/protocol.py``); fields that a server does not know
+Read against vLLM 0.32.0 (``entrypoints/openai/completion/protocol.py``,
+``entrypoints/scale_out/token_in_token_out/protocol.py``); fields that a server does not know
 it ignores. The text is not read: the frontend has the tokenizer.
 """
 
@@ -9,20 +10,31 @@ from __future__ import annotations
 import msgspec
 
 from tokenmill.errors import ProtocolError
-from tokenmill.protocol.generate import GenerateRequest
+from tokenmill.protocol.generate import GenerateRequest, Sampling
 from tokenmill.protocol.items import Failed, TokenLogprobs
 
-TRANSPORT = "vllm"
-"""Name of the handoff between two vLLM workers, whichever connector they use."""
+COMPLETIONS_PATH = "/v1/completions"
+
+GENERATE_PATH = "/inference/v1/generate"
+"""Tokens in, tokens out, without a word of text; servers have it with ``--enable-scale-out``."""
+
+CONSTRAINTS = ("response_format", "structured_outputs")
+"""Fields that shape the output and go to the server as the client wrote them."""
 
 _ID = "token_id:"
 
 
 class KvOffer(msgspec.Struct, frozen=True):
-    """What a prefill worker hands to a decode worker: vLLM's own parameters, unread, and the first token."""
+    """What a prefill worker hands to a decode worker: vLLM's own parameters, unread, and the first token.
+
+    ``made_at_s``: seconds since 1970; ``lease_s``: how long the cache is kept from then on for a decode
+    server that has not asked for it. The two hosts' clocks may differ by less than that.
+    """
 
     params: dict[str, object]
     first_token: int
+    made_at_s: float = 0.0
+    lease_s: float = 0.0
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -42,12 +54,22 @@ class Usage(msgspec.Struct, frozen=True):
         return (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
 
 
+class TokenScore(msgspec.Struct, frozen=True):
+    """A token's log probability as ``/inference/v1/generate`` has it."""
+
+    token_id: int
+    logprob: float
+    top_logprobs: list[TokenScore] = []
+
+
 class ChoiceLogprobs(msgspec.Struct, frozen=True):
-    """Log probabilities of a piece; tokens are written as "token_id:17"."""
+    """Log probabilities of a piece; tokens are written as "token_id:17". ``content``: of the tokens' own
+    route, in place of the rest."""
 
     tokens: list[str] = []
     token_logprobs: list[float | None] = []
     top_logprobs: list[dict[str, float] | None] | None = None
+    content: list[TokenScore] | None = None
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -83,18 +105,61 @@ def completion_body(
     first_token: int | None = None,
     kv_transfer_params: dict[str, object] | None = None,
 ) -> bytes:
-    """Return the JSON of a completion request.
+    """Return the JSON of a request to ``COMPLETIONS_PATH``.
 
     ``max_tokens``: fewer than the request's. ``first_token``: was made elsewhere and counts as delivered.
     """
-    sampling = request.sampling
     output = request.output if first_token is None else [*request.output, first_token]
-    done = len(output)
-    body: dict[str, object] = {
-        "model": model,
-        "prompt": request.prompt + output,
-        "max_tokens": max_tokens or max(1, sampling.max_tokens - done),
-        "min_tokens": max(0, sampling.min_tokens - done),
+    body = _shared(request, model, stream=stream, kv_transfer_params=kv_transfer_params)
+    body |= _choosing(request.sampling, len(output), max_tokens)
+    body |= request.sampling.constraints
+    body |= {"prompt": request.prompt + output, "return_token_ids": True}
+    if request.sampling.logprobs is not None:
+        body["return_tokens_as_token_ids"] = True
+    return msgspec.json.encode(body)
+
+
+def generate_body(
+    request: GenerateRequest,
+    model: str,
+    *,
+    stream: bool,
+    max_tokens: int | None = None,
+    first_token: int | None = None,
+    kv_transfer_params: dict[str, object] | None = None,
+) -> bytes:
+    """Return the JSON of a request to ``GENERATE_PATH``; arguments as those of ``completion_body``."""
+    output = request.output if first_token is None else [*request.output, first_token]
+    body = _shared(request, model, stream=stream, kv_transfer_params=kv_transfer_params)
+    choosing = _choosing(request.sampling, len(output), max_tokens)
+    body |= {"token_ids": request.prompt + output, "sampling_params": {**choosing, "detokenize": False}}
+    return msgspec.json.encode(body)
+
+
+def speaks_tokens(request: GenerateRequest) -> bool:
+    """Whether ``GENERATE_PATH`` can take it: fields that a client wrote in OpenAI's words it cannot."""
+    return not request.sampling.constraints
+
+
+def _shared(
+    request: GenerateRequest, model: str, *, stream: bool, kv_transfer_params: dict[str, object] | None
+) -> dict[str, object]:
+    body: dict[str, object] = {"model": model, "stream": stream}
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    if request.cache_salt:
+        body["cache_salt"] = request.cache_salt
+    if kv_transfer_params is not None:
+        body["kv_transfer_params"] = kv_transfer_params
+    return body
+
+
+def _choosing(sampling: Sampling, done: int, max_tokens: int | None) -> dict[str, object]:
+    """Return how tokens are chosen after ``done`` ones; 1 to ``max_tokens`` of them."""
+    most = max_tokens or max(1, sampling.max_tokens - done)
+    fields: dict[str, object] = {
+        "max_tokens": most,
+        "min_tokens": min(most, max(0, sampling.min_tokens - done)),
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
@@ -104,27 +169,16 @@ def completion_body(
         "repetition_penalty": sampling.repetition_penalty,
         "ignore_eos": sampling.ignore_eos,
         "seed": sampling.seed,
-        "return_token_ids": True,
-        "stream": stream,
     }
-    if sampling.min_tokens and max_tokens:
-        body["min_tokens"] = min(max_tokens, max(0, sampling.min_tokens - done))
-    if stream:
-        body["stream_options"] = {"include_usage": True}
     if sampling.logit_bias:
-        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+        fields["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
     if sampling.stop_token_ids:
-        body["stop_token_ids"] = list(sampling.stop_token_ids)
+        fields["stop_token_ids"] = list(sampling.stop_token_ids)
     if sampling.logprobs is not None:
-        body["logprobs"] = sampling.logprobs
-        body["return_tokens_as_token_ids"] = True
+        fields["logprobs"] = sampling.logprobs
     if sampling.prompt_logprobs is not None:
-        body["prompt_logprobs"] = sampling.prompt_logprobs
-    if request.cache_salt:
-        body["cache_salt"] = request.cache_salt
-    if kv_transfer_params is not None:
-        body["kv_transfer_params"] = kv_transfer_params
-    return msgspec.json.encode(body)
+        fields["prompt_logprobs"] = sampling.prompt_logprobs
+    return fields
 
 
 def read_chunk(payload: bytes) -> Chunk:
@@ -142,11 +196,14 @@ def token_logprobs(choice: Choice, most: int | None) -> list[TokenLogprobs] | No
     raw = choice.logprobs
     if raw is None:
         return None
-    top = raw.top_logprobs or [None] * len(raw.tokens)
-    scored = [
-        TokenLogprobs(logprob if logprob is not None else 0.0, _ranked(alternatives)[:most])
-        for logprob, alternatives in zip(raw.token_logprobs, top, strict=False)
-    ]
+    if raw.content is not None:
+        scored = [_score(each, most) for each in raw.content]
+    else:
+        top = raw.top_logprobs or [None] * len(raw.tokens)
+        scored = [
+            TokenLogprobs(logprob if logprob is not None else 0.0, _ranked(alternatives)[:most])
+            for logprob, alternatives in zip(raw.token_logprobs, top, strict=False)
+        ]
     if len(scored) != len(choice.token_ids or []):
         raise ProtocolError("the engine sent log probabilities for another number of tokens than it sent")
     return scored
@@ -198,6 +255,12 @@ def _ranked(alternatives: dict[str, float] | None) -> list[tuple[int, float]]:
         return []
     known = [(int(name.removeprefix(_ID)), value) for name, value in alternatives.items()]
     return sorted(known, key=lambda item: -item[1])
+
+
+def _score(score: TokenScore, most: int | None) -> TokenLogprobs:
+    known = {each.token_id: each.logprob for each in score.top_logprobs}
+    ranked = sorted(known.items(), key=lambda item: -item[1])
+    return TokenLogprobs(score.logprob, ranked[:most])
 
 
 def _number(value: object) -> float:

@@ -1,0 +1,152 @@
+"""What launching a vLLM server means: its command, environment, address and event sources.
+
+Plain functions, so that what ``tokenmill render`` shows is what a worker runs. It must not start anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from tokenmill.protocol.ids import Role
+from tokenmill.serve.engines.vllm.connector.settings import ConnectorSettings
+from tokenmill.serve.engines.vllm.launch import (
+    Parallelism,
+    VllmSettings,
+    connector_environment,
+    serve_arguments,
+    serve_environment,
+)
+from tokenmill.serve.engines.vllm.server import EventSource, launch_command
+
+LOOPBACK = "127.0.0.1"
+
+
+class VllmOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is told of its engine. ``attach``: address of a running server; else one is launched.
+
+    ``transfer_host``: where the workers that take or give the KV cache reach this one's. ``transports``,
+    ``lease_s``: of our own connector.
+    """
+
+    model: str
+    model_name: str
+    role: Role
+    attach: str = ""
+    api_key: str = ""
+    engine_python: str = ""
+    engine_command: str = ""
+    engine_args: Mapping[str, str] = {}
+    engine_env: Mapping[str, str] = {}
+    parallel: Parallelism = Parallelism()
+    kv_connector: str = "nixl"
+    transports: tuple[str, ...] = ("shm", "tcp")
+    lease_s: float = 30.0
+    transfer_host: str = LOOPBACK
+    run_dir: str = ""
+    start_timeout_s: float = 1800.0
+    block_tokens: int = 0
+    kv_blocks: int = 0
+    kv_memory_mb: int = 0
+    max_model_len: int = 0
+    max_sequences: int = 256
+    max_waiting: int = 1024
+    token_budget: int = 0
+    dtype: str = "auto"
+    prefix_cache: bool = True
+
+
+class Ports(msgspec.Struct, frozen=True):
+    """Where a server listens; each of them with as many free ones behind it as ``ranks_of`` says."""
+
+    serve: int
+    events: int
+    replay: int
+    side_channel: int
+
+
+class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A server to start. ``environment``: beside the one that it inherits. ``sources``: of its KV events."""
+
+    command: list[str]
+    environment: dict[str, str]
+    url: str
+    sources: tuple[EventSource, ...]
+
+
+def ranks_of(parallel: Parallelism) -> int:
+    """How many neighbouring ports each of a server's channels may take: one a rank."""
+    return max(1, parallel.dp * parallel.tp)
+
+
+def plan_launch(options: VllmOptions, ports: Ports, *, host: str = LOOPBACK, here: bool = True) -> LaunchPlan:
+    """Return what starts the server. ``host``: where it listens; ``here``: on this machine.
+
+    Raises ConfigError for arguments that cannot be.
+    """
+    settings = VllmSettings(
+        model=options.model,
+        served_name=options.model_name,
+        role=options.role,
+        host=host,
+        port=ports.serve,
+        events=_endpoint(options, "events", ports.events),
+        replay=_endpoint(options, "replay", ports.replay),
+        side_channel_host=options.transfer_host,
+        side_channel_port=ports.side_channel,
+        connector=_connector(options),
+        parallel=options.parallel,
+        block_tokens=options.block_tokens,
+        kv_blocks=options.kv_blocks,
+        kv_memory_mb=options.kv_memory_mb,
+        max_model_len=options.max_model_len,
+        max_sequences=options.max_sequences,
+        token_budget=options.token_budget,
+        dtype=options.dtype,
+        prefix_cache=options.prefix_cache,
+        arguments=options.engine_args,
+    )
+    words = launch_command(options.engine_python, options.engine_command, here=here)
+    return LaunchPlan(
+        command=[*words, *serve_arguments(settings)],
+        environment={
+            **serve_environment(settings),
+            **options.engine_env,
+            **connector_environment(settings, options.engine_env),
+        },
+        url=f"http://{host}:{ports.serve}",
+        sources=_sources(options, settings, ports),
+    )
+
+
+def _connector(options: VllmOptions) -> ConnectorSettings | None:
+    """What our own connector is told; None: vLLM's is used."""
+    if options.kv_connector != "tokenmill":
+        return None
+    return ConnectorSettings(
+        transports=options.transports,
+        host=options.transfer_host,
+        run_dir=options.run_dir,
+        lease_s=options.lease_s,
+    )
+
+
+def _endpoint(options: VllmOptions, name: str, port: int) -> str:
+    """A Unix socket in the worker's own folder where one will do: nobody else can read or speak there."""
+    if options.parallel.dp == 1 and options.run_dir:
+        return f"ipc://{Path(options.run_dir) / f'vllm-{name}-{port}.sock'}"
+    return f"tcp://*:{port}"
+
+
+def _sources(options: VllmOptions, settings: VllmSettings, ports: Ports) -> tuple[EventSource, ...]:
+    if not options.prefix_cache:
+        return ()
+    if settings.events.startswith("ipc:"):
+        return (EventSource(settings.events, settings.replay),)
+    base = f"tcp://{settings.host}"
+    return tuple(
+        EventSource(f"{base}:{ports.events + rank}", f"{base}:{ports.replay + rank}")
+        for rank in range(options.parallel.dp)
+    )
