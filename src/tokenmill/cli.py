@@ -21,22 +21,52 @@ DEBUG_VARIABLE = "TOKENMILL_DEBUG"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0 for good, 1 for failed, 2 for bad usage or a bad file."""
-    from cyclopts import CycloptsError
-
     from tokenmill.errors import ConfigError, TokenmillError
 
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        app = make_app()
-        status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        return _complain(str(error), 2, error)
+        status = _plain(words)
+        return _parsed(words) if status is None else status
     except ConfigError as error:
         return _complain(error.message, 2, error)
     except TokenmillError as error:
         return _complain(error.message, 1, error)
     except KeyboardInterrupt:
         return 130
+
+
+def _plain(words: list[str]) -> int | None:
+    """Run a process of a factory that its supervisor started; None: the words are a person's."""
+    if not words or words[0] not in ("frontend", "worker"):
+        return None
+    from tokenmill.spec.plain_flags import read_plain
+    from tokenmill.spec.process import ENVIRONMENT_PREFIX, FrontendConfig, WorkerConfig
+
+    _log_without_rich()
+    if words[0] == "frontend":
+        front = read_plain(FrontendConfig, words[1:], os.environ, ENVIRONMENT_PREFIX)
+        return None if front is None else _frontend(front)
+    work = read_plain(WorkerConfig, words[1:], os.environ, ENVIRONMENT_PREFIX)
+    return None if work is None else _worker(work)
+
+
+def _log_without_rich() -> None:
+    """Import structlog, which takes rich along where there is one: 4 MB in each process, for nothing here."""
+    if "structlog" not in sys.modules and "rich" not in sys.modules:
+        sys.modules["rich"] = None  # type: ignore[assignment]
+        import structlog  # noqa: F401
+
+        del sys.modules["rich"]
+
+
+def _parsed(words: list[str]) -> int:
+    from cyclopts import CycloptsError
+
+    try:
+        app = make_app()
+        status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        return _complain(str(error), 2, error)
     return status if isinstance(status, int) else 0
 
 

@@ -11,6 +11,9 @@ from typing import Final
 
 from tokenmill.protocol.ids import Role
 
+ENVIRONMENT_PREFIX: Final = "TOKENMILL_"
+"""Variables are this and the field's name in capitals."""
+
 EMBEDDED_BLOCK_TOKENS: Final = 16
 """Tokens in a KV block of the embedded engines: short prompts can share, and a block is worth a copy."""
 

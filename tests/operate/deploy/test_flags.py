@@ -13,7 +13,8 @@ from tokenmill.operate.deploy.flags import config_command, parse_pairs, to_argv,
 from tokenmill.operate.deploy.plant import process_specs
 from tokenmill.protocol.ids import Role
 from tokenmill.spec.load import parse_factory
-from tokenmill.spec.process import FrontendConfig, WorkerConfig
+from tokenmill.spec.plain_flags import read_plain
+from tokenmill.spec.process import ENVIRONMENT_PREFIX, FrontendConfig, WorkerConfig
 
 
 def parsed(kind, words):
@@ -132,3 +133,41 @@ def test_a_key_goes_to_the_process_alone_and_where_it_is_kept_to_all():
 def test_models_of_a_front_door_read_back():
     config = FrontendConfig(model_paths={"a": "/m/a", "org/b": ""}, text_models=["far", "*"])
     assert parsed(FrontendConfig, to_flags(config)) == config
+
+
+@given(CONFIGS)
+@settings(max_examples=100, deadline=None)
+def test_a_supervisors_flags_are_read_without_the_library_too(config):
+    assert read_plain(WorkerConfig, to_flags(config), {}, ENVIRONMENT_PREFIX) == config
+
+
+@given(st.dictionaries(WORDS, st.floats(0.001, 1e6), max_size=3), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_pairs_of_numbers_are_read_without_the_library_too(weights, explain):
+    config = FrontendConfig(admission_tenant_weights=weights, peer_sync=explain)
+    assert read_plain(FrontendConfig, to_flags(config), {}, ENVIRONMENT_PREFIX) == config
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--port", "80"],
+        ["--port=eighty"],
+        ["--port=1", "--port=2"],
+        ["--prot=80"],
+        ["--peer-sync=yes"],
+        ["--no-port"],
+        ["80"],
+        ["--admission-tenant-weight=a"],
+    ],
+)
+def test_what_a_supervisor_would_not_write_is_left_to_the_library(words):
+    assert read_plain(FrontendConfig, words, {}, ENVIRONMENT_PREFIX) is None
+
+
+def test_variables_are_read_where_they_are_words_and_left_to_the_library_where_not():
+    assert read_plain(FrontendConfig, [], {"TOKENMILL_HOST": "::1"}, "TOKENMILL_").host == "::1"
+    assert read_plain(FrontendConfig, ["--host=a"], {"TOKENMILL_HOST": "::1"}, "TOKENMILL_").host == "a"
+    assert read_plain(FrontendConfig, [], {"TOKENMILL_PORT": "80"}, "TOKENMILL_") is None
+    assert read_plain(FrontendConfig, ["--port=1"], {"TOKENMILL_PORT": "80"}, "TOKENMILL_").port == 1

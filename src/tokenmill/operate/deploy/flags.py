@@ -16,9 +16,7 @@ from tokenmill.errors import ConfigError
 from tokenmill.operate.deploy.plant import ProcessSpec
 from tokenmill.serve.engines.remote.keys import stands_for_itself
 from tokenmill.spec.docs import field_docs
-from tokenmill.spec.process import FrontendConfig, ProcessConfig, WorkerConfig
-
-ENVIRONMENT_PREFIX: Final = "TOKENMILL_"
+from tokenmill.spec.process import ENVIRONMENT_PREFIX, FrontendConfig, ProcessConfig, WorkerConfig
 
 
 class Dataclass(Protocol):
