@@ -270,8 +270,7 @@ class SteppedEngine:
         if not self._inbox and not self._runnable:
             self._wake.wait(IDLE_WAIT_S)
         self._wake.clear()
-        heard = bool(self._inbox)
-        instructions = self._take_events()
+        heard, instructions = self._take_events()
         step = self._scheduler.next_step(self._clock.now())
         instructions += step.instructions
         self._runnable = bool(step.plan.chunks)
@@ -315,16 +314,19 @@ class SteppedEngine:
                 f"{self._failed_steps} steps failed in a row, the last with: {error}"
             ) from error
 
-    def _take_events(self) -> list[Instruction]:
+    def _take_events(self) -> tuple[bool, list[Instruction]]:
+        """Return whether there were any, which may come at any moment, and what follows from them."""
+        heard = False
         instructions: list[Instruction] = []
         inbox, scheduler = self._inbox, self._scheduler
         while inbox:
+            heard = True
             event = inbox.popleft()
             if isinstance(event, GenerateRequest):
                 instructions += self._arrive(event)
             else:
                 instructions += scheduler.handle(event, self._clock.now())
-        return instructions
+        return heard, instructions
 
     def _arrive(self, request: GenerateRequest) -> list[Instruction]:
         sampling = request.sampling
