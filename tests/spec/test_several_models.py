@@ -243,3 +243,28 @@ def test_an_engine_of_ones_own_needs_a_transport_in_common():
     assert why_not(both, side("mine", transports=("tcp",))) == ""
     assert "no transport in common" in why_not(both, side("mine", transports=("shm",)))
     assert "models or number formats differ" in why_not(side("mine", meaning="a"), side("mine", meaning="b"))
+
+
+def test_each_model_may_name_its_tool_parser() -> None:
+    two = read(TWO.replace("path: /models/small", "path: /models/small, tool_parser: hermes"))
+    config = to_frontend_config(two)
+    assert (config.tool_parser, config.model_tool_parsers) == ("auto", {"small": "hermes"})
+    one = read("""
+    metadata: {name: one}
+    model: {path: /models/one, tool_parser: none}
+    stages: [{name: all, role: both}]
+    """)
+    config = to_frontend_config(one)
+    assert (config.tool_parser, config.model_tool_parsers) == ("none", {})
+
+
+def test_tool_parsers_are_checked() -> None:
+    (said,) = refused(TWO.replace("path: /models/small", "path: /models/small, tool_parser: herms"))
+    assert "tool_parser" in said
+    assert "hermes" in said
+    (said,) = refused("""
+    metadata: {name: text}
+    model: {name: m, tool_parser: hermes}
+    stages: [{name: all, role: both, engine: openai, attach: "http://127.0.0.1:1/v1"}]
+    """)
+    assert "model.tool_parser: has no effect" in said

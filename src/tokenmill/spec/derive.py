@@ -119,8 +119,11 @@ def _models(factory: Factory) -> dict[str, Any]:
     texts = [model.name or ALL_MODELS for model in models if is_text_model(factory, model)]
     rest = [model for model in models if not is_text_model(factory, model)]
     if len(rest) == 1 and not texts:
-        return {"model": rest[0].path, "model_name": rest[0].name}
-    return {"model_paths": {model.name: model.path for model in rest}, "text_models": texts}
+        model = rest[0]
+        return {"model": model.path, "model_name": model.name, "tool_parser": model.tool_parser}
+    parsers = {model.name: model.tool_parser for model in rest if model.tool_parser != "auto"}
+    paths = {model.name: model.path for model in rest}
+    return {"model_paths": paths, "text_models": texts, "model_tool_parsers": parsers}
 
 
 def scaled(factory: Factory, replicas: Mapping[str, int]) -> Factory:

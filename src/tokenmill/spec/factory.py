@@ -20,6 +20,7 @@ KIND: Final = "Factory"
 PlannerMode = Literal["off", "advise", "auto"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+ToolParser = Literal["auto", "none", "hermes", "llama3_json", "mistral", "pythonic"]
 
 
 class Metadata(Part, frozen=True, kw_only=True):
@@ -41,6 +42,10 @@ class Model(Part, frozen=True, kw_only=True):
     """Checkpoint folder in Hugging Face format, or a hub id; a relative folder is seen from this file.
     Empty: the small model that ships with the package. Of a model behind ``engine: openai``: what its server
     calls it; empty: the same as clients do."""
+
+    tool_parser: ToolParser = "auto"
+    """How it writes tool calls: hermes (Qwen, too), llama3_json, mistral, pythonic, none (calls stay text),
+    or auto: as its chat template shows. Of a model behind ``engine: openai`` its server knows that."""
 
 
 class Slo(Part, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tokenmill.protocol.ids import Role
-from tokenmill.spec.derive import TEXT_ENGINES, models_of, stages_of
+from tokenmill.spec.derive import TEXT_ENGINES, is_text_model, models_of, stages_of
 from tokenmill.spec.factory import Factory, Model
 from tokenmill.spec.mixes import stages_without_partner
 from tokenmill.spec.problems import did_you_mean, one_of
@@ -30,6 +30,9 @@ def check_models(factory: Factory, blame: Blame) -> None:
             blame(f"models[{index}]", message)
         _check_roles(factory, stages, blame)
         _check_speech(factory, stages, blame)
+        if model.tool_parser != Model().tool_parser and is_text_model(factory, model):
+            path = f"models[{index}]" if factory.models else "model"
+            blame(f"{path}.tool_parser", "has no effect on a model whose server reads tool calls; remove it")
     for stage, why in stages_without_partner(factory):
         blame(f"stages[{factory.stages.index(stage)}].engine", why)
 

@@ -185,6 +185,13 @@ class FrontendConfig(ProcessConfig):
     """Several models in place of one: checkpoint folders by the names that clients use (NAME=FOLDER); a
     worker belongs to the model that its card names."""
 
+    tool_parser: str = "auto"
+    """How models write tool calls: hermes (Qwen, too), llama3_json, mistral, pythonic, none (calls stay
+    text), or auto: as the chat template shows."""
+
+    model_tool_parsers: dict[str, str] = field(default_factory=dict)
+    """The same for some of several models, by the names that clients use (NAME=PARSER)."""
+
     text_models: list[str] = field(default_factory=list)
     """Models whose workers take text, so that no tokenizer is needed here, by the names that clients use;
     "*": every model that a worker's server lists."""

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import string
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from cyclopts import App, CycloptsError
@@ -171,3 +171,11 @@ def test_variables_are_read_where_they_are_words_and_left_to_the_library_where_n
     assert read_plain(FrontendConfig, ["--host=a"], {"TOKENMILL_HOST": "::1"}, "TOKENMILL_").host == "a"
     assert read_plain(FrontendConfig, [], {"TOKENMILL_PORT": "80"}, "TOKENMILL_") is None
     assert read_plain(FrontendConfig, ["--port=1"], {"TOKENMILL_PORT": "80"}, "TOKENMILL_").port == 1
+
+
+@pytest.mark.parametrize("kind", [FrontendConfig, WorkerConfig])
+def test_no_two_fields_share_a_flag(kind):
+    flags = [
+        item.name.removesuffix("s") if item.default_factory is dict else item.name for item in fields(kind)
+    ]
+    assert len(flags) == len(set(flags))

@@ -163,5 +163,22 @@ def test_unknown_ids_are_not_kept(kinds: dict[str, Tokenizer]) -> None:
     for kind in ("byte_level", "byte_fallback"):
         tokenizer = kinds[kind]
         Detokenizer(tokenizer).push(list(range(2**20, 2**20 + 500)))
-        assert not any(token >= 2**20 for token in tokenizer.pieces.byte_table(skip_special_tokens=True))
-        assert not any(token >= 2**20 for token in tokenizer.pieces.text_table(skip_special_tokens=True))
+        pieces = tokenizer.pieces
+        hidden = pieces.hidden(skip_special_tokens=True)
+        assert not any(token >= 2**20 for token in pieces.byte_table(hidden))
+        assert not any(token >= 2**20 for token in pieces.text_table(hidden))
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback", "replace_after_fuse"])
+def test_some_special_tokens_are_shown(kinds: dict[str, Tokenizer], kind: str) -> None:
+    tokenizer = kinds[kind]
+    first, second, *_ = sorted(tokenizer.special_ids)
+    plain = tokenizer.encode("abc one", add_special_tokens=False)
+    tokens = [*plain, first, *plain, second, *plain]
+    name = tokenizer.pieces.content(second)
+    assert tokenizer.special_named([name, "no such token"]) == {second}
+    stream = Detokenizer(tokenizer, shown=frozenset({second}))
+    text = "".join([*(stream.push([token]) for token in tokens), stream.finish()])
+    whole = [token for token in tokens if token != first]
+    assert text == tokenizer.decode(whole, skip_special_tokens=False)
+    assert name in text

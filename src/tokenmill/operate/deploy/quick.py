@@ -33,6 +33,10 @@ class ServeOptions:
     model_name: str = ""
     """The name that clients use; without it the folder's name."""
 
+    tool_parser: str = Model().tool_parser
+    """How the model writes tool calls: hermes (Qwen, too), llama3_json, mistral, pythonic, none (calls stay
+    text), or auto: as its chat template shows."""
+
     engine: str = _WORKER.engine
     """What makes the tokens: torch, sim (made-up tokens; only MODEL's tokenizer is used), or a server of its
     own: vllm, sglang, trtllm, or openai (any OpenAI-compatible server, with --attach)."""
@@ -151,9 +155,10 @@ def quick_factory(options: ServeOptions) -> Factory:
         "policy": options.router_policy,
         "prefill": options.router_prefill or _where_to_prefill(options),
     }
+    model: dict[str, Any] = {"path": options.model, "tool_parser": options.tool_parser}
     factory = Factory(
         metadata=Metadata(name=options.name or f"serve-{options.port or os.getpid()}"),
-        model=Model(name=options.model_name, path=options.model),
+        model=Model(name=options.model_name, **model),
         frontend=Frontend(replicas=options.frontends, **front),
         router=Router(**router),
         stages=stages,

@@ -69,14 +69,16 @@ class Generator:
         *,
         timeline: RequestTimeline,
         skip_special_tokens: bool,
+        shown: frozenset[int] = frozenset(),
     ) -> StreamedAnswer:
-        """Return the stream once its first bytes are there. Raises what goes wrong before that.
+        """Return the stream once its first bytes are there. ``shown``: special tokens that are not skipped.
+        Raises what goes wrong before that.
 
         Cancelled: the sequences are cancelled at their workers.
         """
         running = RunningRequest(self._metrics, self._clock, endpoint, tally, timeline)
         answer = StreamedAnswer(chunks, len(specs), tally, running, self._batch)
-        self._start(running, specs, answer, skip_special_tokens=skip_special_tokens)
+        self._start(running, specs, answer, skip_special_tokens=skip_special_tokens, shown=shown)
         try:
             await answer.started()
         except asyncio.CancelledError:
@@ -92,11 +94,13 @@ class Generator:
         *,
         timeline: RequestTimeline,
         skip_special_tokens: bool,
+        shown: frozenset[int] = frozenset(),
     ) -> list[Collected]:
-        """Return all choices. Raises what goes wrong. Cancelled: so are the sequences, at their workers."""
+        """Return all choices; ``shown`` as above. Raises what goes wrong. Cancelled: so are the sequences, at
+        their workers."""
         running = RunningRequest(self._metrics, self._clock, endpoint, tally, timeline)
         answer = CollectedAnswer(len(specs), tally, running.ended)
-        self._start(running, specs, answer, skip_special_tokens=skip_special_tokens)
+        self._start(running, specs, answer, skip_special_tokens=skip_special_tokens, shown=shown)
         return await answer.result()
 
     def _start(
@@ -106,6 +110,7 @@ class Generator:
         listener: SequenceListener,
         *,
         skip_special_tokens: bool,
+        shown: frozenset[int],
     ) -> None:
         self._room.check()
         running.begin(
@@ -114,7 +119,12 @@ class Generator:
                     index,
                     spec,
                     self._plant,
-                    Detokenizer(self._tokenizer, skip_special_tokens=skip_special_tokens, prefix=spec.prompt),
+                    Detokenizer(
+                        self._tokenizer,
+                        skip_special_tokens=skip_special_tokens,
+                        shown=shown,
+                        prefix=spec.prompt,
+                    ),
                     listener,
                     running.times(len(spec.prompt), self._flow_metrics),
                     self._migration,

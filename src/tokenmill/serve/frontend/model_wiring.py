@@ -36,6 +36,7 @@ from tokenmill.serve.frontend.text_generator import TextGenerator
 from tokenmill.serve.frontend.workers import WorkerSet
 from tokenmill.serve.text.template import ChatTemplate
 from tokenmill.serve.text.tokenizer import Tokenizer
+from tokenmill.serve.text.tool_calls.formats import ToolFormat, format_named
 from tokenmill.spec.models import model_name, resolve_model
 from tokenmill.spec.process import FrontendConfig
 
@@ -94,13 +95,15 @@ class ModelParts:
         )
         self._text = None if declared.folder is None else self._load(declared.folder)
 
-    def _load(self, model: str) -> tuple[Tokenizer, ChatTemplate | None]:
+    def _load(self, model: str) -> tuple[Tokenizer, ChatTemplate | None, ToolFormat | None]:
         """Load what turns messages into tokens and back."""
         shared = self._shared
         folder = resolve_model(model)
         tokenizer = Tokenizer.load(folder, cache_bytes=shared.config.tokenizer_cache_mb * 1024 * 1024)
         shared.stack.callback(tokenizer.close)
-        return tokenizer, ChatTemplate.load(folder, clock=shared.clock)
+        template = ChatTemplate.load(folder, clock=shared.clock)
+        parser = shared.config.model_tool_parsers.get(self.name, shared.config.tool_parser)
+        return tokenizer, template, format_named(parser, template.tool_source if template else "")
 
     async def serve(self, registry: Registry, peers: Peers | None) -> ServedModel:
         """Find the workers, connect to them, and put the rest together."""
@@ -132,6 +135,7 @@ class ModelParts:
         self,
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
+        tool_format: ToolFormat | None,
         workers: WorkerSet,
         plant: AdmittingPlant,
         metrics: ModelMetrics,
@@ -158,6 +162,7 @@ class ModelParts:
             config=config,
             tokenizer=tokenizer,
             template=template,
+            tool_format=tool_format,
             generator=generator,
         )
 

@@ -19,6 +19,7 @@ from tokenmill.serve.frontend.text_generator import TextGenerator
 from tokenmill.serve.frontend.workers import WorkerSet
 from tokenmill.serve.text.template import ChatTemplate
 from tokenmill.serve.text.tokenizer import Tokenizer
+from tokenmill.serve.text.tool_calls.formats import ToolFormat
 from tokenmill.spec.models import ALL_MODELS
 from tokenmill.spec.process import FrontendConfig
 
@@ -49,6 +50,8 @@ class TokenModel(ServedModel):
     tokenizer: Tokenizer
     template: ChatTemplate | None
     generator: Generator
+    tool_format: ToolFormat | None = None
+    """How it writes tool calls; None: that is not known."""
 
     async def limits(self) -> LengthLimits:
         """Return the limits that hold now. Raises NoWorker where no worker comes in time."""

@@ -22,6 +22,8 @@ class Detokenizer:
     Without ``prefix``: all that ``push`` returned plus what ``finish`` returns is
     ``tokenizer.decode(all tokens, skip_special_tokens=...)``, however the tokens were grouped.
 
+    ``shown``: special tokens that are not skipped.
+
     With ``prefix`` (the prompt's ids): the same for prefix plus tokens, less the text that the prefix
     alone had settled. So ``decode(prefix)`` followed by the result is ``decode(prefix + tokens)``, save
     that a character begun at the prefix's end comes whole with the tokens that complete it. Costs the
@@ -37,16 +39,22 @@ class Detokenizer:
     __slots__ = ("_stream", "push_each")
 
     def __init__(
-        self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, prefix: Sequence[int] = ()
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        shown: frozenset[int] = frozenset(),
+        prefix: Sequence[int] = (),
     ) -> None:
         self._stream: _Stream
         pieces = tokenizer.pieces
+        hidden = pieces.hidden(skip_special_tokens=skip_special_tokens, shown=shown)
         if pieces.machine is Machine.BYTES:
-            self._stream = _ByteStream(pieces, skip_special_tokens, prefix)
+            self._stream = _ByteStream(pieces, hidden, prefix)
         elif pieces.machine is Machine.TEXT:
-            self._stream = _TextStream(pieces, skip_special_tokens, prefix)
+            self._stream = _TextStream(pieces, hidden, prefix)
         else:
-            self._stream = _WholeStream(tokenizer, skip_special_tokens, prefix)
+            self._stream = _WholeStream(tokenizer, hidden, prefix)
         self.push_each: Callable[[Sequence[int]], Sequence[str]] = self._stream.push_each
         """Take the next tokens and return the text that is certain with each: ``push``, one by one."""
 
@@ -73,8 +81,8 @@ class _ByteStream:
 
     __slots__ = ("_incomplete", "_table", "_whole")
 
-    def __init__(self, pieces: Pieces, skip_special_tokens: bool, prefix: Sequence[int]) -> None:
-        self._table = pieces.byte_table(skip_special_tokens=skip_special_tokens)
+    def __init__(self, pieces: Pieces, hidden: frozenset[int], prefix: Sequence[int]) -> None:
+        self._table = pieces.byte_table(hidden)
         self._whole = self._table.whole
         self._incomplete = b""
         # A lead byte starts a character whatever came before: the last 3 bytes determine the state.
@@ -119,9 +127,9 @@ class _TextStream:
 
     __slots__ = ("_pieces", "_run", "_started", "_strip_left", "_table")
 
-    def __init__(self, pieces: Pieces, skip_special_tokens: bool, prefix: Sequence[int]) -> None:
+    def __init__(self, pieces: Pieces, hidden: frozenset[int], prefix: Sequence[int]) -> None:
         self._pieces = pieces
-        self._table = pieces.text_table(skip_special_tokens=skip_special_tokens)
+        self._table = pieces.text_table(hidden)
         self._started = False
         self._strip_left = pieces.strip_count
         self._run = bytearray()
@@ -197,24 +205,25 @@ class _TextStream:
 class _WholeStream:
     """For decoders that cannot be followed: everything at the end."""
 
-    __slots__ = ("_settled_chars", "_skip_special_tokens", "_tokenizer", "_tokens")
+    __slots__ = ("_hidden", "_settled_chars", "_tokenizer", "_tokens")
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, prefix: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int], prefix: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
-        self._tokens = list(prefix)
-        self._settled_chars = len(tokenizer.decode(self._tokens, skip_special_tokens=skip_special_tokens))
+        self._hidden = hidden
+        self._tokens: list[int] = []
+        self.push(prefix)
+        self._settled_chars = len(tokenizer.decode(self._tokens, skip_special_tokens=False))
 
     def push(self, tokens: Sequence[int]) -> str:
-        self._tokens.extend(tokens)
+        self._tokens.extend([token for token in tokens if token not in self._hidden])
         return ""
 
     def push_each(self, tokens: Sequence[int]) -> list[str]:
-        self._tokens.extend(tokens)
+        self.push(tokens)
         return [""] * len(tokens)
 
     def finish(self) -> str:
-        text = self._tokenizer.decode(self._tokens, skip_special_tokens=self._skip_special_tokens)
+        text = self._tokenizer.decode(self._tokens, skip_special_tokens=False)
         new = text[self._settled_chars :]
         self._settled_chars = len(text)
         return new

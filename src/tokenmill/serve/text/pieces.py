@@ -122,18 +122,28 @@ class Pieces:
         self._render: tokenizers.decoders.Decoder | None = None
         self._byte_of: dict[str, int] = {}
         self._compile(stages_of(stage_of(backend.decoder)))
-        self._tables = {
-            True: (ByteTable(self, special_ids), TextTable(self, special_ids)),
-            False: (ByteTable(self, frozenset()), TextTable(self, frozenset())),
-        }
+        self._tables: dict[frozenset[int], tuple[ByteTable, TextTable]] = {}
 
-    def byte_table(self, *, skip_special_tokens: bool) -> ByteTable:
-        """Return the table of the BYTES machine, shared by all streams."""
-        return self._tables[skip_special_tokens][0]
+    def hidden(self, *, skip_special_tokens: bool, shown: frozenset[int] = frozenset()) -> frozenset[int]:
+        """Return the tokens that leave no trace. ``shown``: special ones that do."""
+        if not skip_special_tokens:
+            return frozenset()
+        return self._special_ids - shown if shown else self._special_ids
 
-    def text_table(self, *, skip_special_tokens: bool) -> TextTable:
-        """Return the table of the TEXT machine, shared by all streams."""
-        return self._tables[skip_special_tokens][1]
+    def byte_table(self, hidden: frozenset[int]) -> ByteTable:
+        """Return the table of the BYTES machine, shared by all streams that hide the same tokens."""
+        return self._tables_without(hidden)[0]
+
+    def text_table(self, hidden: frozenset[int]) -> TextTable:
+        """Return the table of the TEXT machine, shared by all streams that hide the same tokens."""
+        return self._tables_without(hidden)[1]
+
+    def _tables_without(self, hidden: frozenset[int]) -> tuple[ByteTable, TextTable]:
+        """A model hides all special tokens, none, or all but the marks of its tool calls: three tables."""
+        tables = self._tables.get(hidden)
+        if tables is None:
+            tables = self._tables[hidden] = (ByteTable(self, hidden), TextTable(self, hidden))
+        return tables
 
     def content(self, token: int) -> str | None:
         """Return the token as the vocabulary writes it, None for an id that names no token."""

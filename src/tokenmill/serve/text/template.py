@@ -33,7 +33,7 @@ class ChatTemplate:
     """A checkpoint's chat template, compiled once.
 
     ``source``: the default template's text. Some checkpoints carry a second one named "tool_use" for
-    requests with tools.
+    requests with tools: ``tool_source``, else the same text.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class ChatTemplate:
         if not {"default", "tool_use"} & set(self._compiled):
             raise ConfigError(f"{origin}: no template named 'default' among {sorted(templates)}; rename one")
         self.source = templates.get("default", templates.get("tool_use", ""))
+        self.tool_source = templates.get("tool_use", self.source)
 
     @classmethod
     def load(cls, folder: Path, *, clock: Clock | None = None) -> Self | None:

@@ -10,7 +10,7 @@ part of it is not known here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -113,6 +113,11 @@ class Tokenizer:
         except OverflowError as error:
             raise BadRequest("token ids must be from 0 to 2**32 - 1", param="tokens") from error
         return text
+
+    def special_named(self, contents: Iterable[str]) -> frozenset[int]:
+        """Return the special tokens among those that the vocabulary writes as ``contents``."""
+        named = (self._backend.token_to_id(content) for content in contents)
+        return frozenset(token for token in named if token in self.special_ids)
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes a token adds to a text when it is not the first: for byte-level and byte-fallback

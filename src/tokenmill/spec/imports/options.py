@@ -65,7 +65,7 @@ _DROPPED: Final = {
 """What the role, or the worker, sets in any case."""
 
 _LOST: Final = {
-    "dyn_tool_call_parser": "a factory has no setting for tool-call parsers",
+    "dyn_tool_call_parser": "tool calls are read as the chat template shows; or set the model's tool_parser",
     "dyn_reasoning_parser": "a factory has no setting for reasoning parsers",
     "dyn_chat_processor": _DYNAMO,
     "connector": "it names a KV connector of Dynamo's wrapper; Tokenmill sets the engine's own by role",

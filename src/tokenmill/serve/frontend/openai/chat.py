@@ -6,11 +6,14 @@ Exists to turn a chat into one prompt and its sequences into OpenAI's answer. It
 from __future__ import annotations
 
 from collections.abc import Container
+from functools import partial
+from typing import Any
 
 import msgspec
 
 from tokenmill.errors import BadRequest
 from tokenmill.protocol.block_hashes import token_array
+from tokenmill.protocol.generate import Sampling
 from tokenmill.protocol.ids import RequestId
 from tokenmill.serve.frontend.answers import Collected, Tally
 from tokenmill.serve.frontend.generation import SequenceSpec
@@ -35,6 +38,8 @@ from tokenmill.serve.frontend.openai.sampling import (
 from tokenmill.serve.frontend.openai.schema import ChatRequest, TokenizeRequest
 from tokenmill.serve.frontend.openai.standing import Standing, standing_of
 from tokenmill.serve.frontend.openai.text_models import answer_as_text
+from tokenmill.serve.frontend.openai.tool_chunks import ToolChunks, whole_message
+from tokenmill.serve.frontend.openai.tools import ToolUse, asks_for_calls, tool_use
 from tokenmill.serve.frontend.served import TextModel, TokenModel
 from tokenmill.serve.frontend.service import Service
 from tokenmill.serve.text.encoder import Encoded
@@ -60,45 +65,42 @@ class ChatApi:
         if isinstance(model, TextModel):
             return await answer_as_text(service, model, ENDPOINT, request, body, standing, received_at)
         assert isinstance(model, TokenModel)
-        _check(body, await model.constraints() if constraints_of(body) else ())
-        encoded = await render_chat(model, body)
+        shaped = constraints_of(body) or asks_for_calls(body)
+        known = await model.constraints() if shaped else frozenset[str]()
+        _check(body, known)
+        use = tool_use(body, known, model.tool_format, model.tokenizer, service.randomness)
+        encoded = await render_chat(model, body, use.tools)
         prompt = encoded.ids
         answer_id = service.new_id("chatcmpl-")
         timeline = service.explain.begin(
             ENDPOINT, request, answer_id, received_at, len(prompt), model=model.name
         )
-        specs = await self._specs(model, body, encoded, answer_id, standing)
+        specs = await self._specs(model, body, encoded, answer_id, standing, use)
         tally = Tally(len(prompt), per_prompt=len(specs))
         skip_special = body.skip_special_tokens is not False
         if body.stream:
-            chunks = self._chunks(model, body, prompt, answer_id, len(specs))
+            chunks = self._chunks(model, body, prompt, answer_id, len(specs), use)
             stream = await model.generator.stream(
-                ENDPOINT, specs, chunks, tally, timeline=timeline, skip_special_tokens=skip_special
-            )
+                ENDPOINT, specs, chunks, tally,
+                timeline=timeline, skip_special_tokens=skip_special, shown=use.shown,
+            )  # fmt: skip
             return Stream(stream)
         choices = await model.generator.collect(
-            ENDPOINT, specs, tally, timeline=timeline, skip_special_tokens=skip_special
-        )
-        return Response(200, self._whole(model, body, prompt, answer_id, choices, tally))
+            ENDPOINT, specs, tally,
+            timeline=timeline, skip_special_tokens=skip_special, shown=use.shown,
+        )  # fmt: skip
+        return Response(200, self._whole(model, body, prompt, answer_id, choices, tally, use))
 
     async def _specs(
-        self, model: TokenModel, body: ChatRequest, prompt: Encoded, answer_id: str, standing: Standing
+        self,
+        model: TokenModel,
+        body: ChatRequest,
+        prompt: Encoded,
+        answer_id: str,
+        standing: Standing,
+        use: ToolUse,
     ) -> list[SequenceSpec]:
-        service = self._service
-        limits = await model.limits()
-        field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-        default = service.config.default_max_tokens or None
-        max_tokens = output_tokens(
-            len(prompt.ids), asked, default, limits, field=field, prompt_field="messages"
-        )
-        sampling = to_sampling(
-            body,
-            max_tokens=max_tokens,
-            seed=service.seed(body.seed),
-            vocab_size=model.tokenizer.vocab_size,
-            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        )
+        sampling = await self._sampling(model, body, prompt, use)
         stops = stops_of(body)
         choices = choices_of(body)
         return [
@@ -121,10 +123,38 @@ class ChatApi:
             for index in range(choices)
         ]
 
+    async def _sampling(
+        self, model: TokenModel, body: ChatRequest, prompt: Encoded, use: ToolUse
+    ) -> Sampling:
+        """Return how tokens of the first choice are chosen."""
+        service = self._service
+        limits = await model.limits()
+        field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        default = service.config.default_max_tokens or None
+        max_tokens = output_tokens(
+            len(prompt.ids), asked, default, limits, field=field, prompt_field="messages"
+        )
+        return to_sampling(
+            body,
+            max_tokens=max_tokens,
+            seed=service.seed(body.seed),
+            vocab_size=model.tokenizer.vocab_size,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            constraints=use.constraints,
+        )
+
     def _chunks(
-        self, model: TokenModel, body: ChatRequest, prompt: list[int], answer_id: str, choices: int
+        self,
+        model: TokenModel,
+        body: ChatRequest,
+        prompt: list[int],
+        answer_id: str,
+        choices: int,
+        use: ToolUse,
     ) -> ChatChunks:
-        return ChatChunks(
+        make = ChatChunks if use.parser is None else partial(ToolChunks, parser=use.parser)
+        return make(
             answer_id,
             int(self._service.clock.wall()),
             model.name,
@@ -144,6 +174,7 @@ class ChatApi:
         answer_id: str,
         choices: list[Collected],
         tally: Tally,
+        use: ToolUse,
     ) -> bytes:
         answer: dict[str, object] = {
             "id": answer_id,
@@ -151,7 +182,7 @@ class ChatApi:
             "created": int(self._service.clock.wall()),
             "model": model.name,
             "choices": [
-                _choice(model.tokenizer, body, index, choice) for index, choice in enumerate(choices)
+                _choice(model.tokenizer, body, index, choice, use) for index, choice in enumerate(choices)
             ],
             "usage": tally.usage(),
         }
@@ -160,14 +191,20 @@ class ChatApi:
         return msgspec.json.encode(answer)
 
 
-def _choice(names: TokenNames, body: ChatRequest, index: int, choice: Collected) -> dict[str, object]:
+def _choice(
+    names: TokenNames, body: ChatRequest, index: int, choice: Collected, use: ToolUse
+) -> dict[str, object]:
+    message: dict[str, object] = {"role": "assistant", "content": choice.text, "refusal": None}
+    reason = choice.reason
+    if use.parser is not None:
+        message, reason = whole_message(use.parser(), choice)
     shown: dict[str, object] = {
         "index": index,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "message": message,
         "logprobs": chat_logprobs(names, choice.tokens, choice.logprobs, body.top_logprobs or 0)
         if body.logprobs
         else None,
-        "finish_reason": choice.reason,
+        "finish_reason": reason,
     }
     if body.return_token_ids:
         shown["token_ids"] = choice.tokens
@@ -176,14 +213,8 @@ def _choice(names: TokenNames, body: ChatRequest, index: int, choice: Collected)
 
 def _check(body: ChatRequest, constraints: Container[str]) -> None:
     check_supported(body, constraints)
-    refuse("tools", body.tools)
-    refuse("functions", body.functions)
     refuse("audio", body.audio)
     refuse("prediction", body.prediction)
-    if body.tool_choice not in (None, "none", "auto"):
-        raise unsupported("tool_choice", "leave it out")
-    if body.function_call not in (None, "none", "auto"):
-        raise unsupported("function_call", "leave it out")
     if body.modalities not in (None, ["text"]):
         raise unsupported("modalities", 'leave it out or set it to ["text"]')
     check_range("top_logprobs", body.top_logprobs, 0, MAX_LOGPROBS)
@@ -191,8 +222,10 @@ def _check(body: ChatRequest, constraints: Container[str]) -> None:
         raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
 
 
-async def render_chat(model: TokenModel, body: ChatRequest | TokenizeRequest) -> Encoded:
-    """Return the prompt of a chat in token ids."""
+async def render_chat(
+    model: TokenModel, body: ChatRequest | TokenizeRequest, tools: list[Any] | None
+) -> Encoded:
+    """Return the prompt of a chat in token ids, with the ``tools`` that the model is to know of."""
     if model.template is None:
         raise BadRequest(
             f"the model {model.name} has no chat template; use /v1/completions", param="messages"
@@ -209,6 +242,7 @@ async def render_chat(model: TokenModel, body: ChatRequest | TokenizeRequest) ->
         body.messages or [],
         add_generation_prompt=not continued if generation is None else generation,
         continue_final_message=continued,
+        tools=tools,
         **further,
     )
     return await model.tokenizer.encode_async(text, add_special_tokens=False)

@@ -123,9 +123,19 @@ class ChatChunks(_Chunks):
             return self.texts(index, (text,))
         if not text and not tokens:
             return b""
+        return self._told(index, {"content": text}, tokens, logprobs)
+
+    def _told(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        tokens: Sequence[int],
+        logprobs: Sequence[TokenLogprobs] | None,
+    ) -> bytes:
+        """Return a chunk with all that is asked for of its tokens."""
         choice: dict[str, Any] = {
             "index": index,
-            "delta": {"content": text},
+            "delta": delta,
             "logprobs": None
             if self._top is None
             else chat_logprobs(self._names, tokens, logprobs or (), self._top),

@@ -171,8 +171,10 @@ def to_sampling(
     vocab_size: int,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
+    constraints: dict[str, Json] | None = None,
 ) -> Sampling:
-    """Return how tokens are chosen. Raises BadRequest that names the field."""
+    """Return how tokens are chosen. ``constraints``: fields that shape the output, None: the client's. Raises
+    BadRequest that names the field."""
     _check(fields, max_tokens, vocab_size)
     top_k = max(0, fields.top_k or 0)
     top_p = 1.0 if fields.top_p is None else fields.top_p
@@ -194,7 +196,7 @@ def to_sampling(
         prompt_logprobs=prompt_logprobs,
         stop_token_ids=tuple(fields.stop_token_ids or ()),
         ignore_eos=bool(fields.ignore_eos),
-        constraints=constraints_of(fields),
+        constraints=constraints_of(fields) if constraints is None else constraints,
     )
 
 

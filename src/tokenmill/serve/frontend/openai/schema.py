@@ -71,6 +71,7 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     tools: list[Any] | None = None
     tool_choice: Json = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     function_call: Json = None
     modalities: list[str] | None = None
@@ -98,6 +99,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Any] | None = None
     return_token_strs: bool | None = None
 
 

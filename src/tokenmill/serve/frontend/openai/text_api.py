@@ -55,7 +55,7 @@ class TextApi:
             add_special = body.add_special_tokens is not False
             ids = (await model.tokenizer.encode_async(body.prompt, add_special_tokens=add_special)).ids
         else:
-            ids = (await render_chat(model, body)).ids
+            ids = (await render_chat(model, body, body.tools or None)).ids
         answer: dict[str, object] = {
             "count": len(ids),
             "max_model_len": model.workers.shortest_context or None,
