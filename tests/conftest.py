@@ -10,6 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("tokenmill", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tokenmill")
 
 GRACE_S = 20.0
 """How long something that is ending may take to be gone, on a machine that others keep busy."""
