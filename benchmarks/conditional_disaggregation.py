@@ -22,18 +22,18 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
 from benchmarks.machine import machine, write_result
 from tokenmill.decide.batching.types import BatchingConfig
 from tokenmill.decide.perf.step_time import LinearStepTime
-from tokenmill.decide.router.router import Router
 from tokenmill.decide.router.settings import RouterSettings
 from tokenmill.protocol.ids import Role
-from tokenmill.simulate.disaggregated import DisaggregatedConfig, DisaggregatedPlant, Stage
-from tokenmill.simulate.report import Journal, quantile
+from tokenmill.simulate.plant import simulate
+from tokenmill.simulate.report import outcomes_of, quantile
+from tokenmill.simulate.scene import LinkScene, Scene, StageScene
 from tokenmill.simulate.timing import ModelTimes
 from tokenmill.simulate.traces import Trace, TracedRequest
 
@@ -42,6 +42,7 @@ TOLERANCE = 0.03
 STEP_MS = 2.5
 H100 = LinearStepTime()
 WEAK_COMPUTE = msgspec.structs.replace(H100, prefill_token_ms=3 * H100.prefill_token_ms)
+LINK = LinkScene(bytes_per_s=10e9, latency_s=0.001)
 WARM_UP = 0.1
 """Share of the requests, the first, that is not counted: workers start empty."""
 
@@ -58,7 +59,8 @@ class Workload:
     prefill: int = 1
     decode: int = 1
     decode_times: LinearStepTime = H100
-    plant: dict[str, float | bool] = field(default_factory=dict)
+    link: LinkScene = LINK
+    early_handoff: bool = True
 
 
 def lengths(median: float, sigma: float, least: int, most: int) -> Draw:
@@ -123,13 +125,14 @@ WORKLOADS = [
         "slow transfer",
         poisson(5, MIDDLE, ANSWER),
         (250, 11),
-        plant={"transfer_token_ms": 0.1, "transfer_fixed_ms": 10.0},
+        link=LinkScene(bytes_per_s=1.3e9, latency_s=0.01),
     ),
     Workload(
         "no early handoff",
         poisson(5, MIDDLE, ANSWER),
         (250, 9),
-        plant={"transfer_token_ms": 0.03, "early_handoff": False},
+        link=LinkScene(bytes_per_s=4.4e9, latency_s=0.001),
+        early_handoff=False,
     ),
     Workload("prefill overloaded", poisson(14, lengths(3000, 0.5, 256, 12_000), ANSWER), (400, 12), 1, 3),
     Workload("decode overloaded", poisson(16, SHORT, lengths(400, 0.6, 16, 1500)), (100, 8), 2, 1),
@@ -147,7 +150,7 @@ WORKLOADS = [
 """Code completion and chat are drawn to resemble the lengths that the public Azure traces report."""
 
 
-def stage(role: Role, workers: int, times: LinearStepTime) -> Stage:
+def stage(role: Role, workers: int, times: LinearStepTime) -> StageScene:
     """Prefill workers take large steps; those that decode bound what a decode waits for a prompt's chunk."""
     budget = 2048 if role is Role.PREFILL else 512
     batching = BatchingConfig(
@@ -158,26 +161,35 @@ def stage(role: Role, workers: int, times: LinearStepTime) -> Stage:
         prefill_budget=budget,
         max_sequences=256,
     )
-    return Stage(workers=workers, batching=batching, times=ModelTimes(times))
+    return StageScene(
+        name=role.value,
+        role=role,
+        workers=workers,
+        batching=batching,
+        times=ModelTimes(times),
+        kv_bytes_per_token=times.kv_bytes_per_token,
+    )
 
 
 def measure(workload: Workload, mode: str, seed: int, seconds: float) -> dict[str, float]:
     """Run one mode once."""
-    journal = Journal()
     stages = [
         stage(Role.PREFILL, workload.prefill, H100),
         stage(Role.DECODE, workload.decode, workload.decode_times),
     ]
-    plant = DisaggregatedPlant(
-        DisaggregatedConfig(stages=stages, **workload.plant),
-        Router(RouterSettings(prefill=mode), seed=seed),
-        journal=journal,
+    scene = Scene(
+        stages=stages,
+        links=workload.link,
+        router=RouterSettings(prefill=mode),
+        early_handoff=workload.early_handoff,
+        seed=seed,
     )
     started = time.perf_counter()
-    figures = plant.run(workload.trace(seed, seconds))
-    outcomes = journal.outcomes()
-    if len(outcomes) != figures.requests:
-        raise RuntimeError(f"{workload.name}: {figures.requests - len(outcomes)} requests were not served")
+    run = simulate(scene, workload.trace(seed, seconds))
+    outcomes = outcomes_of(run)
+    if len(outcomes) != len(run.requests):
+        raise RuntimeError(f"{workload.name}: {len(run.requests) - len(outcomes)} requests were not served")
+    remote = sum(each.prefill_worker != each.decode_worker for each in run.requests)
     counted = outcomes[int(WARM_UP * len(outcomes)) :]
     ttft_limit_ms, tpot_limit_ms = workload.limits
     good = [o for o in counted if o.ttft_ms <= ttft_limit_ms and (o.tpot_ms or 0.0) <= tpot_limit_ms]
@@ -185,7 +197,7 @@ def measure(workload: Workload, mode: str, seed: int, seconds: float) -> dict[st
     tpot_ms = sorted(o.tpot_ms for o in counted if o.tpot_ms is not None)
     whole_ms = sorted(o.whole_ms for o in counted)
     return {
-        "requests": figures.requests,
+        "requests": len(run.requests),
         "goodput": len(good) / len(counted),
         "whole_mean_ms": statistics.mean(whole_ms),
         "whole_p99_ms": quantile(whole_ms, 0.99),
@@ -193,8 +205,8 @@ def measure(workload: Workload, mode: str, seed: int, seconds: float) -> dict[st
         "ttft_p99_ms": quantile(ttft_ms, 0.99),
         "tpot_mean_ms": statistics.mean(tpot_ms),
         "tpot_p99_ms": quantile(tpot_ms, 0.99),
-        "itl_p99_ms": figures.itl_p99_ms,
-        "remote_share": plant.remote / (plant.remote + plant.local),
+        "itl_p99_ms": run.gaps.quantile_ms(0.99),
+        "remote_share": remote / len(run.requests),
         "wall_s": time.perf_counter() - started,
     }
 

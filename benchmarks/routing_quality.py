@@ -25,11 +25,14 @@ import msgspec
 
 from benchmarks.machine import machine, write_result
 from tokenmill.decide.batching.types import BatchingConfig
-from tokenmill.decide.router.router import Router
 from tokenmill.decide.router.settings import RouterSettings
-from tokenmill.simulate.plant import Plant, PlantConfig
+from tokenmill.protocol.ids import Role
+from tokenmill.simulate.plant import simulate
+from tokenmill.simulate.report import figures_of
+from tokenmill.simulate.scene import Scene, StageScene
 from tokenmill.simulate.timing import PolynomialTimes
-from tokenmill.simulate.traces import Trace, read_trace
+from tokenmill.simulate.traces import Trace
+from tokenmill.simulate.traces_files import read_trace
 
 PLANTS = ((8, 1.0), (8, 2.0), (8, 4.0), (64, 16.0), (64, 24.0))
 """Workers, and how many times as densely requests arrive."""
@@ -70,23 +73,26 @@ DYNAMO_FIELDS = {
 Row = dict[str, float]
 
 
+def scene(workers: int, policy: str, seed: int = 0) -> Scene:
+    """Return the plant that both sides have: workers that do both stages."""
+    batching = BatchingConfig(
+        total_blocks=BLOCKS,
+        max_model_len=BLOCKS * BLOCK_TOKENS,
+        block_tokens=BLOCK_TOKENS,
+        token_budget=STEP_TOKENS,
+        join_tokens=JOIN_TOKENS,
+        max_sequences=SEQUENCES,
+        max_waiting=100_000,
+    )
+    stage = StageScene(name="w", role=Role.BOTH, workers=workers, batching=batching, times=PolynomialTimes())
+    return Scene(stages=[stage], router=RouterSettings(policy=policy), seed=seed)
+
+
 def ours(trace: Path, workers: int, speedup: float, policy: str, seed: int = 0) -> Row:
     """Run one plant under one policy; in a process of its own."""
     began = time.perf_counter()
-    config = PlantConfig(
-        workers=workers,
-        batching=BatchingConfig(
-            total_blocks=BLOCKS,
-            max_model_len=BLOCKS * BLOCK_TOKENS,
-            block_tokens=BLOCK_TOKENS,
-            token_budget=STEP_TOKENS,
-            join_tokens=JOIN_TOKENS,
-            max_sequences=SEQUENCES,
-            max_waiting=100_000,
-        ),
-    )
-    router = Router(RouterSettings(policy=policy), seed=seed)
-    figures = Plant(config, router, PolynomialTimes()).run(read_trace(trace).faster(speedup))
+    run = simulate(scene(workers, policy, seed), read_trace(trace).faster(speedup))
+    figures = figures_of(run)
     return {**msgspec.to_builtins(figures), "wall_s": round(time.perf_counter() - began, 1)}
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Sequence
+from typing import Protocol
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
@@ -48,6 +49,30 @@ def token_array(packed: bytes) -> array[int]:
 def unpack_tokens(packed: bytes) -> list[int]:
     """Return the token ids that ``pack_tokens`` packed."""
     return token_array(packed).tolist()
+
+
+class NamedPrompt(Protocol):
+    """A prompt whose blocks have names already, so that nobody needs its tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """Its length."""
+        ...
+
+    def names(self, block_tokens: int) -> Sequence[int]:
+        """Return the names of all its full blocks of that size, the first block's first."""
+        ...
+
+
+class BlockNames(Protocol):
+    """The names of one growing sequence's full blocks, however they are made."""
+
+    hashes: list[int]
+    """Of the blocks named so far, the first block's first."""
+
+    def extend(self, tokens: Sequence[int]) -> list[int]:
+        """Name all full blocks of ``tokens``, the whole sequence, that have no name yet; return all names."""
+        ...
 
 
 class PrefixNames:

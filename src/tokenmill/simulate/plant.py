@@ -1,168 +1,190 @@
-"""A plant of workers under one router on a virtual clock.
+"""A factory on a virtual clock: a scene and a trace in, a record out.
 
-Runs the objects that serve (``decide.router``, ``decide.batching``) as fast as they go and tells them only
-what they would know: what workers say reaches the router after ``message_delay_s``, loads no oftener than
-each ``report_interval_s``, as in ``serve.worker``. It must not know trace formats or how a router decides.
+Runs the objects that serve (``decide.router``, its admission, ``decide.batching``) as fast as they go and
+tells them only what they would know. Deterministic: the same scene and trace give the same record, to the
+last bit. It must not know files, prices or how a router decides.
 """
 
 from __future__ import annotations
 
-import heapq
+import dataclasses
+import gc
 import math
-from collections.abc import Callable
-from itertools import count
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-import msgspec
-
-from tokenmill.clock import VirtualClock
-from tokenmill.decide.batching.types import BatchingConfig
-from tokenmill.decide.router.router import Router
-from tokenmill.decide.router.types import RouteRequest
-from tokenmill.protocol.ids import RequestId, WorkerId
-from tokenmill.protocol.kv_events import KvEvents
-from tokenmill.simulate.prompts import PromptMaker
-from tokenmill.simulate.report import Figures, Journal
-from tokenmill.simulate.timing import PlantTimes
+from tokenmill.decide.router.admission import Admission
+from tokenmill.decide.router.router import PolicyMaker, Router
+from tokenmill.decide.router.router_with_room import RouterWithRoom
+from tokenmill.protocol.ids import RequestId
+from tokenmill.simulate.flight import Flight
+from tokenmill.simulate.front import Front
+from tokenmill.simulate.gate import Gatekeeper
+from tokenmill.simulate.handoffs import Handoffs
+from tokenmill.simulate.kernel import SAMPLE, Kernel
+from tokenmill.simulate.ports import Links
+from tokenmill.simulate.prompts import PromptBook
+from tokenmill.simulate.record import GapHistogram, RequestRecord, RunRecord
+from tokenmill.simulate.sampling import Sampler, stage_record
+from tokenmill.simulate.scene import Scene, check_scene
 from tokenmill.simulate.traces import Trace, sessions_of
-from tokenmill.simulate.worker import PlantWorker
+from tokenmill.simulate.workforce import Workforce
+
+Progress = Callable[[float, int], None]
+"""Told virtual seconds and requests that are over, now and then."""
+
+_SAMPLES_A_TRACE = 400
+_LEAST_SAMPLE_S = 0.1
 
 
-class PlantConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """``workers`` alike, each with limits ``batching``. Delays in seconds."""
+def simulate(
+    scene: Scene,
+    trace: Trace,
+    *,
+    progress: Progress | None = None,
+    policy: PolicyMaker | None = None,
+    jump: bool = True,
+) -> RunRecord:
+    """Serve the whole trace and return what happened.
 
-    workers: int
-    batching: BatchingConfig
-    message_delay_s: float = 0.001
-    report_interval_s: float = 0.05
+    ``policy``: a router policy of the user's own, in place of the scene's. ``jump``: cross steps in which
+    nothing but decoding happens at once; off, the same result comes step by step, slower. Raises ConfigError
+    for a scene that cannot be simulated and ValueError for an empty trace.
+    """
+    check_scene(scene)
+    if not trace.requests:
+        raise ValueError("the trace has no requests: there is nothing to simulate")
+    with _rare_collections():
+        return Plant(scene, trace, progress=progress, policy=policy, jump=jump).run()
 
 
-class _Post:
-    """One worker with what it has told: KV events after each step, its load at most once an interval."""
+def _add_front(records: list[RequestRecord], front_s: float) -> None:
+    """The same for each request, so that it moves no arrival against another: it is added at the end."""
+    for record in records:
+        if record.first_s:
+            record.first_s += front_s
+            record.last_s += front_s
 
-    __slots__ = ("events_told", "report_due", "reported_at", "worker")
 
-    def __init__(self, worker: PlantWorker) -> None:
-        self.worker = worker
-        self.events_told = 0
-        self.reported_at = float("-inf")
-        self.report_due = False
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Nearly all that a run makes is freed by its last reference: looking for cycles costs a tenth of the
+    time for nothing."""
+    before = gc.get_threshold()
+    gc.set_threshold(500_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 class Plant:
-    """One run: ``Plant(...).run(trace)``. Deterministic for the same arguments and router seed."""
+    """One run."""
 
-    def __init__(self, config: PlantConfig, router: Router, times: PlantTimes) -> None:
-        self._config = config
-        self._router = router
-        self._times = times
-        self._clock = VirtualClock()
-        self._journal = Journal()
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
-        self._number = count()
-        self._posts: dict[WorkerId, _Post] = {}
-        self._sessions: dict[RequestId, str] = {}
-
-    def run(self, trace: Trace) -> Figures:
-        """Serve the whole trace and return its figures. Raises ValueError for an empty trace."""
-        prompts = PromptMaker(trace)
-        self._sessions = {RequestId(str(at)): name for at, name in enumerate(sessions_of(trace))}
-        self._start_workers(prompts)
-        for number, request in enumerate(trace.requests):
-            self._run_until(request.at_s)
-            self._arrive(RequestId(str(number)), prompts.packed(request), request.output_tokens)
-        self._run_until(math.inf)
-        return self._journal.figures()
-
-    def _run_until(self, instant: float) -> None:
-        """Let happen what is due before ``instant``, then move there if time is finite. What is due just then
-        comes after the arrivals of that instant: a worker that stands still sees them all before it begins a
-        step."""
-        due, advance_to = self._due, self._clock.advance_to
-        while due and due[0][0] < instant:
-            at, _, act = heapq.heappop(due)
-            advance_to(at)
-            act()
-        if instant < math.inf:
-            advance_to(instant)
-
-    def _start_workers(self, prompts: PromptMaker) -> None:
-        for number in range(self._config.workers):
-            worker_id = WorkerId(f"w{number}")
-            worker = PlantWorker(worker_id, self._config.batching, self._times, prompts, self._journal)
-            self._posts[worker_id] = _Post(worker)
-            self._router.worker_ready(worker.card)
-
-    def _arrive(self, request_id: RequestId, packed: bytes, output_tokens: int) -> None:
-        now = self._clock.now()
-        request = RouteRequest(
-            request_id=request_id,
-            packed=packed,
-            output_tokens=output_tokens,
-            session=self._sessions[request_id],
+    def __init__(
+        self, scene: Scene, trace: Trace, *, progress: Progress | None, policy: PolicyMaker | None, jump: bool
+    ) -> None:
+        self._scene = scene
+        self._trace = trace
+        self._progress = progress
+        self._kernel = kernel = Kernel()
+        flights: dict[RequestId, Flight] = {}
+        self._gaps = GapHistogram()
+        settings = dataclasses.replace(
+            scene.router, policy=scene.policy or scene.router.policy, index_shards=1
         )
-        self._journal.arrived(request_id, request.tokens, now)
-        decision = self._router.route(request, now)
-        if decision is None:
-            self._journal.refused(request_id)
+        gate = None
+        if scene.admission is not None:
+            admission = Admission(scene.admission)
+            gate = Gatekeeper(admission, kernel)
+            router: Router = RouterWithRoom(settings, admission.room, seed=scene.seed, policy=policy)
+        else:
+            router = Router(settings, seed=scene.seed, policy=policy)
+        delay_s = scene.message_delay_s
+        self._front = front = Front(
+            kernel, router, gate, flights, delay_s=delay_s, most_attempts=scene.most_attempts
+        )
+        links = Links(scene.links, scene.same_host, kernel)
+        self._handoffs = Handoffs(kernel, links, front.offer, delay_s=delay_s, early=scene.early_handoff)
+        front.handoffs = self._handoffs
+        self._workforce = Workforce(scene, kernel, front, links, self._gaps, flights, jump=jump)
+        requests = trace.requests
+        span_s = requests[-1].at_s - requests[0].at_s
+        interval_s = max(_LEAST_SAMPLE_S, span_s / _SAMPLES_A_TRACE)
+        self._sampler = Sampler(self._workforce.crews, interval_s)
+        self._coming = len(requests)
+
+    def run(self) -> RunRecord:
+        """Let it all happen."""
+        kernel, front = self._kernel, self._front
+        book = PromptBook(self._trace)
+        sessions = sessions_of(self._trace)
+        records: list[RequestRecord] = []
+        self._sample_later()
+        for number, request in enumerate(self._trace.requests):
+            kernel.run_until(request.at_s)
+            record = RequestRecord(
+                number=number,
+                arrived_s=request.at_s,
+                prompt_tokens=request.prompt_tokens,
+                klass=request.klass or request.tenant,
+            )
+            records.append(record)
+            self._coming -= 1
+            front.arrive(
+                Flight(
+                    record,
+                    book.prompt(request),
+                    request.output_tokens,
+                    session=sessions[number],
+                    tenant=request.tenant,
+                    priority=request.priority,
+                )
+            )
+        while front.left and not kernel.idle:
+            kernel.run_out(1)
+        if front.left:
+            names = ", ".join(list(front.flights)[:5])
+            raise RuntimeError(
+                f"{front.left} requests are left and nothing is due: {names}; a bug of the plant"
+            )
+        return self._recorded(records)
+
+    def _sample_later(self) -> None:
+        at = self._kernel.now + self._sampler.interval_s
+        self._kernel.at(at, SAMPLE, 0, self._on_sample)
+
+    def _on_sample(self, _: int) -> None:
+        now, front = self._kernel.now, self._front
+        if not front.left and not self._coming:
             return
-        self._router.sent(
-            decision.decode_worker, request_id, decision.prefill_tokens, now, tokens=request.tokens
+        self._sampler.look(now, front.gate.waiting if front.gate is not None else 0)
+        if self._progress is not None:
+            self._progress(now, front.done)
+        if self._coming or not self._kernel.idle:
+            self._sample_later()
+
+    def _recorded(self, records: list[RequestRecord]) -> RunRecord:
+        now = self._kernel.now
+        gaps = self._gaps
+        gaps.total_s = math.fsum(e.last_s - e.first_s for e in records if e.last_s)
+        if self._scene.front_s:
+            _add_front(records, self._scene.front_s)
+        crews, samples = self._workforce.crews, self._sampler.samples
+        stages = [stage_record(crew, samples[at], now) for at, crew in enumerate(crews)]
+        if self._progress is not None:
+            self._progress(now, self._front.done)
+        return RunRecord(
+            requests=records,
+            gaps=gaps,
+            stages=stages,
+            queued=self._sampler.queued,
+            events_log=self._workforce.log,
+            makespan_s=max(0.0, max(record.last_s for record in records) - records[0].arrived_s),
+            handoffs=self._handoffs.arrived,
+            handoffs_failed=self._handoffs.failed,
+            handoff_bytes=self._handoffs.moved_bytes,
+            migrations=self._front.migrations,
+            steps=sum(stage.steps for stage in stages),
+            seed=self._scene.seed,
         )
-        post = self._posts[decision.decode_worker]
-        post.worker.submit(request_id, packed, output_tokens, now)
-        if not post.worker.busy:
-            self._at(now, lambda: self._wake(post))
-
-    def _wake(self, post: _Post) -> None:
-        if not post.worker.busy:
-            self._step(post, self._clock.now())
-
-    def _step(self, post: _Post, now: float) -> None:
-        end = post.worker.start(now)
-        if end is not None:
-            self._at(end, lambda: self._step_ended(post))
-        self._tell(post, now)
-
-    def _step_ended(self, post: _Post) -> None:
-        now = self._clock.now()
-        post.worker.finish(now)
-        self._step(post, now)
-
-    def _tell(self, post: _Post, now: float) -> None:
-        """Send what the worker has to say after a step."""
-        worker, delay_s = post.worker, self._config.message_delay_s
-        worker_id = worker.card.worker_id
-        events = worker.drain_kv_events()
-        if events:
-            batch = KvEvents(post.events_told, events)
-            post.events_told += len(events)
-            self._at(now + delay_s, lambda: self._events_came(worker_id, batch))
-        if worker.ended:
-            ended, worker.ended = worker.ended, []
-            self._at(now + delay_s, lambda: self._streams_ended(worker_id, ended))
-        if not post.report_due:
-            post.report_due = True
-            at = max(now, post.reported_at + self._config.report_interval_s)
-            if at > now:
-                self._at(at, lambda: self._report(post))
-            else:
-                self._report(post)
-
-    def _report(self, post: _Post) -> None:
-        now = self._clock.now()
-        post.report_due = False
-        post.reported_at = now
-        worker_id, metrics = post.worker.card.worker_id, post.worker.metrics()
-        at = now + self._config.message_delay_s
-        self._at(at, lambda: self._router.load_reported(worker_id, metrics, at))
-
-    def _events_came(self, worker_id: WorkerId, batch: KvEvents) -> None:
-        if not self._router.kv_changed(worker_id, batch, self._clock.now()):
-            raise RuntimeError(f"{worker_id}: the router missed events of a plant that loses none")
-
-    def _streams_ended(self, worker_id: WorkerId, ended: list[RequestId]) -> None:
-        for request_id in ended:
-            self._router.ended(worker_id, request_id)
-
-    def _at(self, instant: float, act: Callable[[], None]) -> None:
-        heapq.heappush(self._due, (instant, next(self._number), act))

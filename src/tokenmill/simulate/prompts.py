@@ -1,62 +1,106 @@
-"""Token ids for a trace's requests: equal where it says that prefixes are equal, else unlike all others.
+"""Names of KV blocks for a trace's requests: equal where it says that prefixes are equal, else like no other.
 
-Exists because traces tell lengths and shared prefixes, while scheduler and router work on tokens. It must not
-know workers or time.
+Exists because traces tell lengths and shared prefixes, while scheduler and router go by block names
+(``protocol.block_hashes``): names are made without any tokens. It must not know workers or time.
+
+A name is a number of 60 bits or more. What follows a chain of prefix ids gets a multiplicative hash of the
+chain; two chains of a trace with a million blocks collide with a probability of about one in a million. What
+is like nothing else gets the next of a running number above all hashes.
 """
 
 from __future__ import annotations
 
-import sys
-from array import array
+from collections.abc import Sequence
 
-from tokenmill.protocol.block_hashes import TOKEN_BYTES
+from tokenmill.protocol.block_hashes import BlockNames
 from tokenmill.simulate.traces import Trace, TracedRequest
 
-OWN_TOKENS_START = 1 << 31
-"""Ids from here on are handed out once each: prompts that share nothing, and outputs."""
+_MASK = (1 << 60) - 1
+_FACTOR = 0x9E3779B97F4A7C15
+_SALT = 0xD1B54A32D192ED03
+_OWN_START = 1 << 60
 
-_ID_LIMIT = 1 << 32
 
-
-class PromptMaker:
-    """Makes prompts as packed token ids (``protocol.block_hashes.pack_tokens``): no work for each token."""
+class PromptBook:
+    """Makes the prompts of one run."""
 
     def __init__(self, trace: Trace) -> None:
-        self._block_tokens = trace.prefix_block_tokens
-        self._next_own = OWN_TOKENS_START
-        largest = max((max(r.prefix_ids) for r in trace.requests if r.prefix_ids), default=0)
-        if (largest + 1) * self._block_tokens > OWN_TOKENS_START:
-            raise ValueError(f"prefix id {largest} is too large to give each of its tokens an id")
+        self.prefix_block_tokens = trace.prefix_block_tokens
+        self._next_own = _OWN_START
 
-    def packed(self, request: TracedRequest) -> bytes:
-        """Return the prompt's token ids, unsigned 32-bit little-endian.
-
-        The block with id n holds tokens n * block .. n * block + block - 1: an id names its block's content.
-        """
-        size = self._block_tokens
-        if not request.prefix_ids:
-            ids = array("I", self.own(request.prompt_tokens))
-        else:
-            ids = array("I")
-            for prefix_id in request.prefix_ids:
-                ids.extend(range(prefix_id * size, prefix_id * size + size))
-            del ids[request.prompt_tokens :]
-        if sys.byteorder == "big":
-            ids.byteswap()
-        return ids.tobytes()
+    def prompt(self, request: TracedRequest) -> Prompt:
+        """Return a request's prompt."""
+        return Prompt(self, request.prompt_tokens, request.prefix_ids)
 
     def own(self, count: int) -> range:
-        """Return ``count`` token ids that nothing else in this run has. Raises ValueError: none are left."""
-        start, self._next_own = self._next_own, self._next_own + count
-        if self._next_own > _ID_LIMIT:
-            raise ValueError("the trace has more tokens than there are 32-bit ids: simulate a part of it")
+        """Return ``count`` names that nothing else in this run has."""
+        start = self._next_own
+        self._next_own = start + count
         return range(start, start + count)
 
 
-def unpack(packed: bytes) -> list[int]:
-    """Return packed token ids as a list."""
-    ids = array("I", packed)
-    assert ids.itemsize == TOKEN_BYTES
-    if sys.byteorder == "big":
-        ids.byteswap()
-    return ids.tolist()
+class Prompt:
+    """``NamedPrompt``: one prompt, or one with the output so far."""
+
+    __slots__ = ("_book", "_named", "_prefix_ids", "tokens")
+
+    def __init__(self, book: PromptBook, tokens: int, prefix_ids: tuple[int, ...]) -> None:
+        self.tokens = tokens
+        self._book = book
+        self._prefix_ids = prefix_ids
+        self._named: dict[int, list[int]] = {}
+
+    def names(self, block_tokens: int) -> Sequence[int]:
+        """See ``NamedPrompt``."""
+        found = self._named.get(block_tokens)
+        if found is None:
+            found = self._named[block_tokens] = self._shared(block_tokens)
+            missing = self.tokens // block_tokens - len(found)
+            found.extend(self._book.own(missing))
+        return found
+
+    def continued(self, tokens: int) -> Prompt:
+        """Return the prompt followed by ``tokens`` tokens that nothing else begins with."""
+        longer = Prompt(self._book, self.tokens + tokens, ())
+        for block_tokens, names in self._named.items():
+            missing = longer.tokens // block_tokens - len(names)
+            longer._named[block_tokens] = [*names, *self._book.own(missing)]
+        return longer
+
+    def sequence(self, block_tokens: int, output_tokens: int) -> BlockNames:
+        """Return the names of the prompt and of at most ``output_tokens`` that will follow it."""
+        names = self.names(block_tokens)
+        more = (self.tokens + output_tokens) // block_tokens - len(names)
+        return _SequenceNames(block_tokens, list(names), self._book.own(more))
+
+    def _shared(self, block_tokens: int) -> list[int]:
+        """Return the names of the full blocks that the prefix ids reach."""
+        size = self._book.prefix_block_tokens
+        found: list[int] = []
+        chain = end = 0
+        for at, prefix_id in enumerate(self._prefix_ids, start=1):
+            chain = ((chain ^ (chain >> 29)) + prefix_id + _SALT) * _FACTOR & _MASK
+            start, end = end, at * size // block_tokens
+            found += range(chain, chain + end - start)
+        del found[self.tokens // block_tokens :]
+        return found
+
+
+class _SequenceNames:
+    """``BlockNames`` of a sequence whose blocks' names were all made beforehand."""
+
+    __slots__ = ("_block_tokens", "_later", "_prompt_blocks", "hashes")
+
+    def __init__(self, block_tokens: int, hashes: list[int], later: range) -> None:
+        self.hashes = hashes
+        self._block_tokens = block_tokens
+        self._later = later
+        self._prompt_blocks = len(hashes)
+
+    def extend(self, tokens: Sequence[int]) -> list[int]:
+        """See ``BlockNames``."""
+        hashes, full = self.hashes, len(tokens) // self._block_tokens
+        if full > len(hashes):
+            first = len(hashes) - self._prompt_blocks
+            hashes += self._later[first : full - self._prompt_blocks]
+        return hashes

@@ -13,7 +13,7 @@ def drained(order: EvictionOrder) -> list[int]:
 
 
 def test_the_oldest_goes_first() -> None:
-    order = EvictionOrder(4)
+    order = EvictionOrder()
     for block in (2, 0, 3):
         order.add(block)
     assert len(order) == 3
@@ -21,7 +21,7 @@ def test_the_oldest_goes_first() -> None:
 
 
 def test_a_block_found_again_outlives_newer_ones() -> None:
-    order = EvictionOrder(8)
+    order = EvictionOrder()
     order.add(0)
     order.found(0)
     for block in range(7):
@@ -31,7 +31,7 @@ def test_a_block_found_again_outlives_newer_ones() -> None:
 
 
 def test_a_block_found_again_goes_when_it_is_much_older() -> None:
-    order = EvictionOrder(100)
+    order = EvictionOrder()
     order.found(0)
     order.add(0)
     for block in range(1, 90):
@@ -43,7 +43,7 @@ def test_a_block_found_again_goes_when_it_is_much_older() -> None:
 
 
 def test_what_is_held_is_not_in_the_order() -> None:
-    order = EvictionOrder(4)
+    order = EvictionOrder()
     order.add(1)
     order.found(1)
     assert len(order) == 0
@@ -57,7 +57,7 @@ def test_what_is_held_is_not_in_the_order() -> None:
 
 
 def test_a_block_that_was_given_up_starts_anew() -> None:
-    order = EvictionOrder(4)
+    order = EvictionOrder()
     order.found(0)
     order.add(0)
     assert order.pop() == 0

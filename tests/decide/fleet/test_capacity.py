@@ -1,7 +1,7 @@
 """Capacities: they hold, in formulas and in a plant that is played through, and are not much too small."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.decide.fleet.small_plant import run
 from tests.decide.fleet.test_stages import LOADS, REPLICA, TIMES
@@ -84,6 +84,7 @@ def test_decode_workers_keep_it_and_have_little_to_spare(load):
     assert shares[1] > PROMISE.miss
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6), st.floats(300, 3000), st.floats(20, 60), st.sampled_from([50.0, 90.0, 99.0]))
 def test_more_replicas_serve_more_than_their_share(count, ttft_ms, itl_ms, percentile):
     promise = Promise(ttft_ms=ttft_ms, itl_ms=itl_ms, percentile=percentile)
@@ -93,6 +94,7 @@ def test_more_replicas_serve_more_than_their_share(count, ttft_ms, itl_ms, perce
         assert more * count >= one * (count + 1) * 0.999
 
 
+@settings(deadline=None)
 @given(st.floats(300, 3000), st.floats(20, 60))
 def test_an_easier_promise_never_costs_capacity(ttft_ms, itl_ms):
     workload = steady(2000, 150)
@@ -162,6 +164,7 @@ def test_a_dent_in_a_curve_is_filled():
     assert drawn.rate(3) == 3.0
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2000), st.integers(1, 16))
 def test_curves_ask_for_few_numbers(most, exact_to):
     counts = curve_counts(most, exact_to=exact_to)

@@ -88,7 +88,7 @@ def test_cheap_gpus_decode_while_quick_ones_read():
 
 @needs_solver
 def test_one_stage_may_stand_on_several_types():
-    plan = planned(ask(isl=100, osl=1000, itl=50, ttft=3000), H100, group("A100"))
+    plan = planned(ask(isl=100, osl=1000, itl=50, ttft=3000), H100, group("H200"))
     (role,) = {stage.role for stage in plan.best.stages}
     assert role is Role.BOTH
     assert len({stage.gpu for stage in plan.best.stages}) == 2

@@ -2,6 +2,7 @@
 
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,6 +138,23 @@ def test_solvers_find_the_most_that_a_fleet_serves(problem):
     most = max(throughput(problem, counts).rate for counts in all_counts(problem))
     for solution in (enumeration.largest(problem), milp.largest(problem, gap=0.0)):
         assert (solution.rate if solution else 0.0) == pytest.approx(most, abs=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.data())
+def test_what_is_required_is_there(problem, data):
+    marks = st.lists(st.booleans(), min_size=len(problem.options), max_size=len(problem.options))
+    required = tuple(tuple(data.draw(marks)) for _ in range(data.draw(st.integers(1, 2))))
+    needing = msgspec.structs.replace(problem, required=required)
+    with_all = [
+        counts
+        for counts in all_counts(problem)
+        if all(sum(n for n, mark in zip(counts, group, strict=True) if mark) >= 1 for group in required)
+    ]
+    most = max((throughput(problem, counts).rate for counts in with_all), default=0.0)
+    for solution in (enumeration.largest(needing), milp.largest(needing, gap=0.0)):
+        assert (solution.rate if solution else 0.0) == pytest.approx(most, abs=1e-5)
+        assert solution is None or solution.counts in with_all
 
 
 @settings(max_examples=60, deadline=None)

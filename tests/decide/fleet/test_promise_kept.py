@@ -9,11 +9,11 @@ from tokenmill.decide.batching.types import BatchingConfig
 from tokenmill.decide.fleet.capacity import Promise, decode_capacity, prefill_capacity
 from tokenmill.decide.fleet.stages import DecodeGroup, PrefillGroup
 from tokenmill.decide.fleet.workload import steady
-from tokenmill.decide.router.router import Router
 from tokenmill.decide.router.settings import RouterSettings
 from tokenmill.protocol.ids import Role
-from tokenmill.simulate.disaggregated import DisaggregatedConfig, DisaggregatedPlant, Stage
-from tokenmill.simulate.report import Journal
+from tokenmill.simulate.plant import simulate
+from tokenmill.simulate.report import outcomes_of
+from tokenmill.simulate.scene import LinkScene, Scene, StageScene
 from tokenmill.simulate.timing import ModelTimes
 from tokenmill.simulate.traces import Trace, TracedRequest
 
@@ -30,7 +30,10 @@ def stage(role, workers, capacity):
         prefill_budget=int(capacity.chunk_tokens),
         max_sequences=256,
     )
-    return Stage(workers=workers, batching=batching, times=ModelTimes(TIMES))
+    times = ModelTimes(TIMES)
+    return StageScene(
+        name=role, role=role, workers=workers, batching=batching, times=times, kv_bytes_per_token=1.0
+    )
 
 
 def outcomes(stages, rate, mode, requests=700):
@@ -38,14 +41,14 @@ def outcomes(stages, rate, mode, requests=700):
     for _ in range(requests):
         at_s += chance.expovariate(rate)
         traced.append(TracedRequest(at_s, 3000, 150))
-    journal = Journal()
-    config = DisaggregatedConfig(
-        stages=stages, message_delay_s=0.0005, transfer_fixed_ms=0.5, transfer_token_ms=0.004
+    scene = Scene(
+        stages=stages,
+        links=LinkScene(bytes_per_s=1000 / 0.004, latency_s=0.0005),
+        router=RouterSettings(prefill=mode),
+        message_delay_s=0.0005,
+        seed=1,
     )
-    DisaggregatedPlant(config, Router(RouterSettings(prefill=mode), seed=1), journal=journal).run(
-        Trace(traced)
-    )
-    return journal.outcomes()[requests // 5 :]
+    return outcomes_of(simulate(scene, Trace(traced)))[requests // 5 :]
 
 
 def kept(seen):

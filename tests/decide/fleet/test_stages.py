@@ -1,7 +1,7 @@
 """Predicted latencies against plants that are played through step by step."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.decide.fleet.small_plant import quantile, run
 
@@ -103,6 +103,7 @@ def test_workers_that_do_both(load, workers, batch, chunk):
     assert point.first_token.quantile(0.05) == pytest.approx(quantile(ttft_ms, 0.95), rel=0.2)
 
 
+@settings(deadline=None)
 @given(st.floats(1, 200), st.sampled_from([0.0, 0.5, 1.0]))
 def test_as_many_sequences_as_littles_law_says(batch, local_share):
     workload = steady(1000, 200)
@@ -114,6 +115,7 @@ def test_as_many_sequences_as_littles_law_says(batch, local_share):
         assert 3 * batch == pytest.approx(point.rate * workload.decode_steps * point.itl_ms, rel=0.005)
 
 
+@settings(deadline=None)
 @given(st.floats(0.5, 0.99))
 def test_the_batch_at_a_rate_is_the_one_that_gives_it(share):
     group = DecodeGroup(replica=REPLICA, count=2, workload=steady(1000, 200))

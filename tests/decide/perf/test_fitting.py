@@ -200,3 +200,31 @@ def test_least_squares_meets_the_conditions_of_a_minimum(
         assert slope <= 1e-4 * scale
         if weight > 1e-9:
             assert abs(slope) <= 1e-4 * scale
+
+
+class Uneven(LinearStepTime, frozen=True, kw_only=True):
+    """Two sequences take longer than four."""
+
+    def mixed_ms(
+        self, new_tokens: float, prefill_context: float, sequences: float, decode_context: float
+    ) -> float:
+        step_ms = super().mixed_ms(new_tokens, prefill_context, sequences, decode_context)
+        return step_ms + 3 * (sequences == 2 and not new_tokens)
+
+
+def test_a_batch_may_take_longer_than_a_larger_one() -> None:
+    true = Uneven(fixed_ms=5, decode_sequence_ms=0.1, decode_context_ms=1e-5)
+    times = fitted(sweep(true))
+    for batch in (1, 2, 4, 8):
+        assert times.decode_ms(batch, batch * 512) == pytest.approx(
+            true.decode_ms(batch, batch * 512), rel=0.02
+        )
+
+
+def test_a_batch_beyond_the_largest_is_not_faster_than_any_measured() -> None:
+    measurements = [each for each in sweep(Uneven()) if each.sequences <= 4]
+    times = fitted(measurements)
+    assert times.decode_ms(8, 8) == pytest.approx(times.decode_ms(2, 8), rel=0.02)
+    assert times.decode_ms(64, 64) >= times.decode_ms(8, 8)
+    single = fitted([each for each in measurements if each.sequences <= 1])
+    assert single.decode_ms(16, 16) == pytest.approx(single.decode_ms(1, 16), rel=0.02)

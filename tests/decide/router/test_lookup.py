@@ -29,6 +29,17 @@ def depths(lookup, members: int, tier: CacheTier = CacheTier.DEVICE) -> dict[int
     return found
 
 
+class Named:
+    """A prompt whose blocks have names already."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = len(tokens)
+        self._tokens = tokens
+
+    def names(self, block_tokens: int) -> list[int]:
+        return block_hashes(self._tokens, block_tokens)
+
+
 def test_the_grid_grows_by_a_quarter():
     grid = finder().grid
     assert grid[:14] == (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 22, 27)
@@ -49,6 +60,7 @@ def test_short_prompts_have_no_blocks():
         assert finder().look_up(pack_tokens(range(count))).depths == ()
     assert finder().look_up(pack_tokens(range(5))).depths == (1,)
     assert finder().look_up(b"").intervals(1) == []
+    assert finder().look_up_named(Named(list(range(4)))).depths == ()
 
 
 @given(
@@ -63,7 +75,9 @@ def test_every_workers_depth_is_found(blocks, cached, members):
     hashes = block_hashes(longer, 4)
     for depth in cached:
         known.index.apply(known.index.join(), BlocksStored(hashes[:depth]))
-    lookup = known.look_up(pack_tokens(tokens))
+    lookup, named = known.look_up(pack_tokens(tokens)), known.look_up_named(Named(tokens))
+    assert (named.depths, named.names) == (lookup.depths, lookup.names)
+    assert depths(named, members) == depths(lookup, members)
     expected = {
         slot: min(depth, blocks) for slot, depth in enumerate(cached) if depth and members >> slot & 1
     }

@@ -385,6 +385,7 @@ def test_a_peers_notes_end_with_its_notes():
     worker, name = WorkerId("a"), RequestId("r")
     plant.router.sent(worker, name, 100, plant.now)
     plant.router.peer_said("p", [SentNote(worker, name, 5000, 5000), EndedNote(worker, name)], plant.now)
+    plant.router._roster.refresh()
     (facts,) = (seat.facts for seat in plant.router._roster.seats.values() if seat.card.worker_id == "a")
     assert facts.load.queue_tokens == 100
 

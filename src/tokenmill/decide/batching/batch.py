@@ -126,9 +126,8 @@ class Batch:
         if not self.config.prefix_cache:
             return
         hashes = sequence.names.extend(sequence.tokens)
-        for index in range(first, full):
-            parent = hashes[index - 1] if index else None
-            self.pool.commit(hashes[index], sequence.blocks[index], parent)
+        parent = hashes[first - 1] if first else None
+        self.pool.commit_run(hashes[first:full], sequence.blocks[first:full], parent)
 
     def preempt(self, sequence: Tracked) -> None:
         """Take a running sequence's blocks and put it back to its place in the queue."""

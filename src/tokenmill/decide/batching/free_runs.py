@@ -6,6 +6,7 @@ Segregated fit with boundary tags: every operation is O(1) per block, whatever t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 
@@ -17,11 +18,12 @@ class FreeRuns:
         self._start_of: dict[int, int] = {}
         # Bucket k holds the starts of runs of 2**k to 2**(k+1) - 1 blocks; dicts serve as ordered sets.
         self._buckets: list[dict[int, None]] = [{} for _ in range(blocks.bit_length())]
-        self._count = blocks
+        self.count = blocks
+        """How many are free."""
         self._insert(0, blocks)
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def runs(self) -> list[tuple[int, int]]:
         """Return all runs as (first block, one past the last), in order."""
@@ -29,7 +31,23 @@ class FreeRuns:
 
     def add(self, block: int) -> None:
         """Make ``block`` free, joining it with the runs on both sides."""
-        start, end = block, block + 1
+        self._add_run(block, block + 1)
+
+    def add_all(self, blocks: Iterable[int]) -> None:
+        """Make ``blocks`` free; neighbours among them cost as much as one."""
+        ordered = sorted(blocks)
+        if not ordered:
+            return
+        start = end = ordered[0]
+        for block in ordered:
+            if block != end:
+                self._add_run(start, end)
+                start = block
+            end = block + 1
+        self._add_run(start, end)
+
+    def _add_run(self, start: int, end: int) -> None:
+        self.count += end - start
         if (before := self._start_of.get(start)) is not None:
             self._remove(before, start)
             start = before
@@ -37,7 +55,6 @@ class FreeRuns:
             self._remove(end, after)
             end = after
         self._insert(start, end)
-        self._count += 1
 
     def take(self, count: int, after: int | None = None) -> list[int]:
         """Remove and return ``count`` blocks, in as few runs as is cheap to find.
@@ -45,8 +62,8 @@ class FreeRuns:
         ``after``: the block that the first one should follow, to lengthen what the caller already has.
         Raises ValueError when fewer than ``count`` are free.
         """
-        if count > self._count:
-            raise ValueError(f"{count} blocks asked for, {self._count} free")
+        if count > self.count:
+            raise ValueError(f"{count} blocks asked for, {self.count} free")
         taken: list[int] = []
         if count and after is not None and (end := self._end_of.get(after + 1)) is not None:
             self._carve(after + 1, end, count, taken)
@@ -59,7 +76,7 @@ class FreeRuns:
         cut = min(end, start + count)
         self._remove(start, end)
         self._insert(cut, end)
-        self._count -= cut - start
+        self.count -= cut - start
         into.extend(range(start, cut))
 
     def _pick(self, count: int) -> int:
@@ -87,7 +104,7 @@ class FreeRuns:
     def validate(self) -> None:
         """Check the maps against each other; raises AssertionError."""
         runs = self.runs()
-        assert sum(end - start for start, end in runs) == self._count, "count of free blocks"
+        assert sum(end - start for start, end in runs) == self.count, "count of free blocks"
         assert {end: start for start, end in runs} == self._start_of, "ends of runs"
         for (_, end), (start, _) in pairwise(runs):
             assert end < start, f"runs meet or overlap at block {start}"

@@ -5,7 +5,8 @@ Bounded: a log nobody drains turns into one snapshot. It must not know blocks or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from tokenmill.protocol.ids import BlockHash
 from tokenmill.protocol.kv_events import BlocksRemoved, BlocksStored, CacheCleared, KvEvent
@@ -22,23 +23,33 @@ class KvEventLog:
 
     def stored(self, block_hash: int, parent: int | None) -> None:
         """Note that a block entered the cache; a chain becomes one event."""
-        if not self._has_room():
+        self.stored_run([block_hash], parent)
+
+    def stored_run(self, hashes: Sequence[int], parent: int | None) -> None:
+        """Note that blocks entered the cache, each the parent of the next."""
+        if not self._has_room(len(hashes)):
             return
+        names = cast(Sequence[BlockHash], hashes)
         last = self._events[-1] if self._events else None
         if isinstance(last, BlocksStored) and last.hashes[-1] == parent:
-            last.hashes.append(BlockHash(block_hash))
+            last.hashes.extend(names)
         else:
-            self._events.append(_stored([block_hash], parent))
+            self._events.append(BlocksStored(list(names), None if parent is None else BlockHash(parent)))
 
     def removed(self, block_hash: int) -> None:
         """Note that a block left the cache; neighbours become one event."""
-        if not self._has_room():
+        self.removed_all([block_hash])
+
+    def removed_all(self, hashes: Sequence[int]) -> None:
+        """Note that blocks left the cache."""
+        if not self._has_room(len(hashes)):
             return
+        names = cast(Sequence[BlockHash], hashes)
         last = self._events[-1] if self._events else None
         if isinstance(last, BlocksRemoved):
-            last.hashes.append(BlockHash(block_hash))
+            last.hashes.extend(names)
         else:
-            self._events.append(BlocksRemoved([BlockHash(block_hash)]))
+            self._events.append(BlocksRemoved(list(names)))
 
     def drain(self, cached: Callable[[], dict[int, int | None]]) -> list[KvEvent]:
         """Return and forget the events. ``cached``: gives all cached hashes with their parents; called
@@ -49,8 +60,8 @@ class KvEventLog:
         self._overflowed = False
         return events
 
-    def _has_room(self) -> bool:
-        self._hashes += 1
+    def _has_room(self, hashes: int) -> bool:
+        self._hashes += hashes
         if self._hashes > self._limit:
             self._overflowed = True
             self._events.clear()

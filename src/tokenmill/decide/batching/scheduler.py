@@ -11,13 +11,14 @@ an event can change something.
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 import msgspec
 
 from tokenmill.decide.batching import handoff
 from tokenmill.decide.batching.admission import Intake, check_config
 from tokenmill.decide.batching.batch import Batch
+from tokenmill.decide.batching.decode_run import DecodeRun, start_run
 from tokenmill.decide.batching.invariants import validate
 from tokenmill.decide.batching.planning import StepDraft
 from tokenmill.decide.batching.tracked import Tracked
@@ -56,6 +57,14 @@ class Step(msgspec.Struct, frozen=True, eq=False):
     instructions: list[Instruction]
 
 
+class Load(NamedTuple):
+    """The counts of ``metrics`` that cost nothing; names as there."""
+
+    running: int
+    waiting: int
+    kv_blocks_used: int
+
+
 class Scheduler:
     """Continuous batching with chunked prefill, a prefix cache, preemption by recompute, and KV handoff.
 
@@ -77,9 +86,25 @@ class Scheduler:
         return bool(self._batch.waiting or self._batch.decoding or self._batch.prefilling)
 
     @property
+    def decoding(self) -> int:
+        """Sequences that decode now."""
+        return len(self._batch.decoding)
+
+    @property
+    def handoffs_in(self) -> int:
+        """Caches that came in so far."""
+        return self._batch.totals.handoffs_in
+
+    @property
     def kv_share(self) -> float:
         """Blocks that sequences and exports hold, of all blocks."""
         return self._batch.pool.used_blocks / self._batch.config.total_blocks
+
+    @property
+    def load(self) -> Load:
+        """What there is to do now, in short."""
+        batch = self._batch
+        return Load(len(batch.decoding) + len(batch.prefilling), len(batch.waiting), batch.pool.used_blocks)
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take a fact in and return what follows from it, in order. ``now``: seconds.
@@ -118,6 +143,23 @@ class Scheduler:
             self._plan = plan
             self._planned = draft.sequences
         return Step(plan, draft.instructions)
+
+    def decode_run(self) -> DecodeRun | None:
+        """Begin a run of decode steps in place of ``next_step``, for a caller who does not care what is
+        sampled; None where more than decoding is to be done. Until ``DecodeRun.close`` events may come, but
+        no plan may be asked for. Raises ValueError while a plan is being executed."""
+        if self._plan is not None:
+            raise ValueError(f"step {self._plan.step} is still being executed")
+        return start_run(self._batch)
+
+    def advance(self, run: DecodeRun, steps: int) -> None:
+        """``steps`` further steps (at most ``run.quiet``) of a run were executed."""
+        sequences = len(run.sequences)
+        self._step += steps
+        self._batch.totals.decode_tokens += steps * sequences
+        run.count(steps)
+        if steps:
+            self._executed = (self._step, 0, sequences, 0, run.context_tokens - sequences)
 
     def metrics(self, step_ms: float) -> StepMetrics:
         """Return the load now. ``step_ms``: how long the last step took, milliseconds.

@@ -6,7 +6,7 @@ It must not decide anything.
 from __future__ import annotations
 
 from tokenmill.decide.batching.types import Finish, Sequence, SequenceRequest
-from tokenmill.protocol.block_hashes import PrefixNames
+from tokenmill.protocol.block_hashes import BlockNames, PrefixNames
 from tokenmill.protocol.ids import Role
 from tokenmill.protocol.items import FinishReason
 
@@ -23,7 +23,7 @@ class Tracked(Sequence, kw_only=True, eq=False):
     """
 
     rank: tuple[int, int]
-    names: PrefixNames
+    names: BlockNames
     end_len: int
     stop_len: int
     next_commit: int
@@ -53,13 +53,15 @@ def track(
     """Return a waiting sequence. ``number``: arrivals before it. ``most_tokens``: length that ends any."""
     prompt_len = len(request.prompt)
     exports = request.role is Role.PREFILL
+    tokens = request.prompt[:]
+    tokens.extend(request.output)
     return Tracked(
         request=request,
-        tokens=request.prompt + request.output,
+        tokens=tokens,
         prompt_len=prompt_len,
         arrival=arrival_s,
         rank=(request.priority, -number),
-        names=PrefixNames(block_tokens, request.cache_salt),
+        names=request.names or PrefixNames(block_tokens, request.cache_salt),
         end_len=min(prompt_len + request.max_tokens, most_tokens),
         stop_len=prompt_len + request.min_tokens,
         next_commit=block_tokens,

@@ -6,10 +6,12 @@ tells the engine to do. ``StepPlan`` is the largest instruction: what the next s
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
 from enum import Enum, StrEnum, auto
 
 import msgspec
 
+from tokenmill.protocol.block_hashes import BlockNames
 from tokenmill.protocol.ids import RequestId, Role
 from tokenmill.protocol.items import FinishReason
 
@@ -48,11 +50,12 @@ class SequenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     ``output``: tokens generated before (a replay); they are recomputed, not emitted again.
     ``stop_ids`` end the sequence (end-of-sequence ids included unless ignored), but not before
     ``min_tokens`` outputs. ``score_prompt``: prompt log probabilities are wanted, so that cached blocks
-    cannot be used.
+    cannot be used. ``names``: of its blocks, where they are known; None: hashed from the token ids. With
+    names the ids do not matter: a simulation, which has lengths only, gives a bytearray as ``prompt``.
     """
 
     request_id: RequestId
-    prompt: list[int]
+    prompt: MutableSequence[int]
     max_tokens: int
     output: list[int] = []
     min_tokens: int = 0
@@ -62,6 +65,7 @@ class SequenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     cache_salt: str = ""
     score_prompt: bool = False
+    names: BlockNames | None = None
 
 
 class SequenceState(Enum):
@@ -88,7 +92,7 @@ class Sequence(msgspec.Struct, kw_only=True, eq=False):
     """
 
     request: SequenceRequest
-    tokens: list[int]
+    tokens: MutableSequence[int]
     prompt_len: int
     arrival: float
     state: SequenceState = SequenceState.WAITING

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tokenmill.decide.fleet.capacity import CHUNKS, Capacity
+from tokenmill.decide.fleet.even_split import even_split
 from tokenmill.decide.fleet.flow import Flow, throughput
 from tokenmill.decide.fleet.options import Ask, Board, Role
 from tokenmill.decide.fleet.plans import Handing, Kind, PlantPlan, StagePlan, stage_names, stage_role
@@ -60,15 +61,52 @@ def assess(ask: Ask, board: Board, solution: Solution) -> PlantPlan | None:
     if rate <= 0 or flow.rate * _SLACK < rate:
         return None
     at_load = flow.scaled(rate / flow.rate)
+    shares = _shares(ask, board, solution.counts, at_load)
+    if shares is None:
+        return None
     served = []
-    for index, (role, count) in enumerate(zip(board.roles, solution.counts, strict=True)):
-        share = at_load.computed[index] if role.prefill else at_load.served[index]
+    for role, count, share in zip(board.roles, solution.counts, shares, strict=True):
         if count and share > 0:
             stage = _served(ask, role, count, share)
             if stage is None:
                 return None
             served.append(stage)
     return _plant(ask, kind_of(board, solution.counts), served, rate, flow.rate, at_load)
+
+
+def decoding(board: Board, counts: Sequence[int]) -> list[int]:
+    """Return the options of a plant that decode: what a router evens out."""
+    roles = zip(board.roles, counts, strict=True)
+    return [index for index, (role, count) in enumerate(roles) if count and not role.prefill]
+
+
+def _shares(ask: Ask, board: Board, counts: Sequence[int], flow: Flow) -> list[float] | None:
+    """Requests a second by option; None where what the router sends is more than some can decode within the
+    service level."""
+    shares = [
+        computed if role.prefill else served
+        for role, computed, served in zip(board.roles, flow.computed, flow.served, strict=True)
+    ]
+    indexes = [index for index in decoding(board, counts) if shares[index] > 0]
+    if len(indexes) > 1:
+        groups = [_group(ask, board.roles[index], counts[index]) for index in indexes]
+        split = even_split(groups, sum(shares[index] for index in indexes), ask.promise)
+        if split is None or not split.holds:
+            return None
+        for index, share in zip(indexes, split.rates, strict=True):
+            shares[index] = share
+    return shares
+
+
+def _group(ask: Ask, role: Role, count: int) -> DecodeGroup:
+    return DecodeGroup(
+        replica=role.candidate.replica,
+        count=count,
+        workload=ask.workload,
+        chunk_tokens=role.capacity(count, CHUNKS, ask).chunk_tokens,
+        local_share=role.local_share,
+        handoff_ms=role.handoff_ms,
+    )
 
 
 def _served(ask: Ask, role: Role, count: int, rate: float) -> _Served | None:

@@ -8,7 +8,7 @@ wins. It must not know how a best plant is found.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -59,29 +59,54 @@ def _plants(
 ) -> tuple[dict[str, PlantPlan], dict[str, str]]:
     """All plants to compare by what they are the best of, each once; and what there is none of, and why."""
     plants: dict[str, PlantPlan] = {best.kind: best}
-    none: dict[str, str] = {}
+    missing: dict[str, tuple[Board, Keep]] = {}
     seen = {best.words}
-    for what, keep in _restrictions(inventory):
-        if what in plants or what in none:
+    for what, keep, needs in _restrictions(inventory):
+        known = plants.get(what)
+        if known is best:
             continue
-        plant = best_plant(ask, board, keep)
+        restricted = board.requiring(needs)
+        plant = best_plant(ask, restricted, keep)
         if plant is None:
-            none[what] = _why_none(ask, board, keep, best_plant)
+            missing.setdefault(what, (restricted, keep))
         elif plant.words not in seen and (what != "mixed" or plant.kind == what):
             seen.add(plant.words)
-            plants[what] = plant
+            if known is None or score(ask, plant) < score(ask, known):
+                plants[what] = plant
+    none = {
+        what: _why_none(ask, restricted, keep, best_plant)
+        for what, (restricted, keep) in missing.items()
+        if what not in plants
+    }
     return plants, none
 
 
-def _restrictions(inventory: Inventory) -> list[tuple[str, Keep]]:
+class _Restriction(NamedTuple):
+    """``needs``: of what each lets through a plant must have a replica."""
+
+    what: str
+    keep: Keep
+    needs: tuple[Keep, ...] = ()
+
+
+def _restrictions(inventory: Inventory) -> list[_Restriction]:
     gpus = sorted({group.gpu.name for group in inventory.groups})
-    kinds: list[tuple[str, Keep]] = [
-        ("aggregated", lambda role: not role.prefill and role.local_share == 1),
-        ("disaggregated", lambda role: role.prefill or role.local_share == 0),
-        ("mixed", lambda role: role.prefill or role.local_share > 0),
-        ("mixed", lambda role: role.prefill or 0 < role.local_share < 1),
+    kinds = [
+        _Restriction("aggregated", lambda role: not role.prefill and role.local_share == 1),
+        _Restriction("disaggregated", lambda role: role.prefill or role.local_share == 0),
+        _Restriction("mixed", lambda _: True, (_computes_prompts, _is_sent_prompts)),
+        # Where the best of those has a part that stands idle, it is of another kind.
+        _Restriction("mixed", lambda role: role.prefill or 0 < role.local_share < 1),
     ]
-    return kinds + ([(f"{gpu} only", _on(gpu)) for gpu in gpus] if len(gpus) > 1 else [])
+    return kinds + ([_Restriction(f"{gpu} only", _on(gpu)) for gpu in gpus] if len(gpus) > 1 else [])
+
+
+def _computes_prompts(role: Role) -> bool:
+    return not role.prefill and role.local_share > 0
+
+
+def _is_sent_prompts(role: Role) -> bool:
+    return not role.prefill and role.local_share < 1
 
 
 def _on(gpu: str) -> Keep:

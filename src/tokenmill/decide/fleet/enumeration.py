@@ -62,13 +62,15 @@ def largest(problem: Problem) -> Solution | None:
 
 
 def _combinations(problem: Problem) -> Iterator[tuple[tuple[int, ...], float]]:
-    """All numbers of replicas that the pools have GPUs for, with their costs."""
+    """All numbers of replicas that the pools have GPUs for, with their costs; what is required among
+    them."""
     free = dict(problem.pools)
     counts = [0] * len(problem.options)
 
     def extend(index: int, cost: float) -> Iterator[tuple[tuple[int, ...], float]]:
         if index == len(counts):
-            yield tuple(counts), cost
+            if problem.has_required(counts):
+                yield tuple(counts), cost
             return
         option = problem.options[index]
         most = min(problem.most(option), free[option.pool] // option.gpus)

@@ -79,6 +79,9 @@ def throughput(problem: Problem, counts: Sequence[int]) -> Flow:
     """Return the most that ``counts`` replicas of the options serve, and how."""
     options = problem.options
     rates = [option.curve.rate(count) for option, count in zip(options, counts, strict=True)]
+    place = _only_place(problem)
+    if place is not None:
+        return _from_one_place(problem, rates, place)
     network, places = _Network(), dict.fromkeys((o.place for o in options if o.prefill), 0.0)
     for option, rate in zip(options, rates, strict=True):
         if option.prefill:
@@ -104,6 +107,41 @@ def throughput(problem: Problem, counts: Sequence[int]) -> Flow:
     return Flow(
         sum(served), tuple(served), _computed(problem, rates, places, network), _moved(problem, network)
     )
+
+
+def _only_place(problem: Problem) -> str | None:
+    """Where all prefill options stand, if that is one place, all others accept it, and no link is limited:
+    the usual case, and most of the time that trying all takes."""
+    places = {option.place for option in problem.options if option.prefill}
+    if len(places) != 1 or problem.links:
+        return None
+    (place,) = places
+    accepted = all(place in option.accepts for option in problem.options if option.remote)
+    return place if accepted else None
+
+
+def _from_one_place(problem: Problem, rates: Sequence[float], place: str) -> Flow:
+    """The same as over the network, without one."""
+    options = problem.options
+    whole = sum(rate for option, rate in zip(options, rates, strict=True) if option.prefill)
+    left = whole
+    moved: dict[tuple[str, str], float] = {}
+    served = [0.0] * len(options)
+    for index in sorted((i for i, o in enumerate(options) if not o.prefill), key=lambda i: options[i].remote):
+        option, rate = options[index], rates[index]
+        if not option.remote:
+            served[index] = rate
+            continue
+        sent = min(left, rate * option.remote)
+        left -= sent
+        served[index] = sent / option.remote
+        if sent > _LEAST:
+            moved[place, option.place] = moved.get((place, option.place), 0.0) + sent
+    share = (whole - left) / whole if whole else 0.0
+    computed = tuple(
+        rate * share if option.prefill else 0.0 for option, rate in zip(options, rates, strict=True)
+    )
+    return Flow(sum(served), tuple(served), computed, moved)
 
 
 def _computed(

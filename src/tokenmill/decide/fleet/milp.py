@@ -106,6 +106,9 @@ def _solve(problem: Problem, rate: float | None, gap: float) -> Solution | None:
         }
         if used:
             model.row(used, high=float(gpus))
+    for marks in problem.required:
+        of_group = [of_option for of_option, mark in zip(pieces, marks, strict=True) if mark]
+        model.row({replicas: 1.0 for each in of_group for _, replicas, _, _, _ in each}, low=1.0)
     served = _flows(model, problem, pieces, 0.0 if rate is not None else -1.0)
     if rate is not None:
         if not served:

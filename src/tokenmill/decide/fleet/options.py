@@ -11,7 +11,7 @@ rho))).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -103,6 +103,11 @@ class Board(NamedTuple):
         """Return the board with the options that ``keep`` marks."""
         roles = tuple(role for role, kept in zip(self.roles, keep, strict=True) if kept)
         return Board(self.problem.only(keep), roles)
+
+    def requiring(self, needs: Sequence[Callable[[Role], bool]]) -> Board:
+        """Return the board whose plants have a replica of some role that each of ``needs`` lets through."""
+        required = tuple(tuple(need(role) for role in self.roles) for need in needs)
+        return Board(msgspec.structs.replace(self.problem, required=required), self.roles)
 
 
 def cost_of(candidate: Candidate, objective: Objective) -> float:

@@ -8,22 +8,24 @@ tables.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from tokenmill.decide.fleet import enumeration, milp
-from tokenmill.decide.fleet.assessment import assess
+from tokenmill.decide.fleet.assessment import assess, decoding
 from tokenmill.decide.fleet.candidates import Candidate, Unfit
 from tokenmill.decide.fleet.capacity import Curve
-from tokenmill.decide.fleet.comparison import Keep, compare
+from tokenmill.decide.fleet.comparison import Keep, compare, score
 from tokenmill.decide.fleet.flow import throughput
-from tokenmill.decide.fleet.inventory import Inventory
+from tokenmill.decide.fleet.inventory import Inventory, NodeGroup
 from tokenmill.decide.fleet.obstacles import refusal
-from tokenmill.decide.fleet.options import Ask, Board, board_of
+from tokenmill.decide.fleet.options import SMALL_FLEET, Ask, Board, board_of
 from tokenmill.decide.fleet.plans import Plan, PlantPlan
 from tokenmill.decide.fleet.problem import Problem, Solution, undominated
+from tokenmill.decide.fleet.queueing import bisect
 
 MOST_TRIED: Final = 20_000
 """Combinations up to which all are tried: about a second."""
@@ -37,6 +39,9 @@ _AS_GOOD: Final = 0.99
 
 _ROUGH_GAP: Final = 5e-3
 """Plants that are only there to be compared with need not be found to the last thousandth."""
+
+_HALVINGS: Final = 9
+"""To find a plant's rate to within a five hundredth."""
 
 _LARGE: Final = 256
 """GPUs above which one search must do."""
@@ -58,8 +63,31 @@ def place(
     if best is None:
         binding, nearest = refusal(ask, candidates, inventory, unfit, best_plant)
         return Plan(best=None, binding=binding, nearest=nearest, notes=_notes(candidates))
+    best = _looked_at_closely(ask, candidates, inventory, best)
     winner, runners_up = compare(ask, board, best, inventory, best_plant)
     return Plan(best=winner, runners_up=runners_up, notes=_notes(candidates))
+
+
+def _looked_at_closely(
+    ask: Ask, candidates: Sequence[Candidate], inventory: Inventory, best: PlantPlan
+) -> PlantPlan:
+    """In a large fleet few ways are looked at. A plant that costs no more than ``best`` has no more GPUs of
+    any type than that money pays for: where so many are a small fleet, all ways are looked at in that."""
+    if ask.rate_per_s is None or ask.objective != "cost" or inventory.gpus <= SMALL_FLEET:
+        return best
+    affordable: dict[str, NodeGroup] = {}
+    for group in inventory.groups:
+        node = group.dollars_per_hour * group.gpus_per_node
+        if node <= 0 or group.availability == "reserved":
+            return best
+        nodes = min(group.nodes, math.ceil(best.dollars_per_hour / node))
+        affordable[group.name] = msgspec.structs.replace(group, nodes=nodes)
+    smaller = inventory.with_groups(list(affordable.values()))
+    if smaller.gpus > SMALL_FLEET:
+        return best
+    engines = [msgspec.structs.replace(each, group=affordable[each.group.name]) for each in candidates]
+    plant = best_plant(ask, _pruned(board_of(ask, engines, smaller)))
+    return plant if plant is not None and plant.dollars_per_hour < best.dollars_per_hour else best
 
 
 def best_plant(ask: Ask, board: Board, keep: Keep | None = None) -> PlantPlan | None:
@@ -70,11 +98,36 @@ def best_plant(ask: Ask, board: Board, keep: Keep | None = None) -> PlantPlan | 
         solution = _solution(board.problem, ask.rate_per_s, _ROUGH_GAP if keep else milp.GAP)
         if solution is None:
             return None
-        plant = assess(ask, board, _trimmed(ask, board, solution))
+        solution = _trimmed(ask, board, solution)
+        plant = assess(ask, board, solution)
         if plant is not None:
             return plant
+        decoders = decoding(board, solution.counts)
+        if len(decoders) > 1:
+            return _evened_out(ask, board, solution, decoders)
         board = Board(_shrunk(board.problem), board.roles)
     return None
+
+
+def _evened_out(ask: Ask, board: Board, solution: Solution, decoders: Sequence[int]) -> PlantPlan | None:
+    """Unequal workers did not hold the level with what a router gives them to decode: the best with only one
+    of those kinds, or where as much as possible is asked for, all of them at the rate that they do hold."""
+    plants = [] if ask.rate_per_s is not None else [_at_what_it_holds(ask, board, solution)]
+    for decoder in decoders:
+        keep = [role.prefill or index == decoder for index, role in enumerate(board.roles)]
+        plants.append(best_plant(ask, board.only(keep)))
+    return min(
+        (plant for plant in plants if plant is not None), key=lambda plant: score(ask, plant), default=None
+    )
+
+
+def _at_what_it_holds(ask: Ask, board: Board, solution: Solution) -> PlantPlan | None:
+    def at(rate: float) -> PlantPlan | None:
+        return assess(msgspec.structs.replace(ask, rate_per_s=rate), board, solution)
+
+    rate = bisect(lambda rate: at(rate) is not None, 0.0, solution.rate, steps=_HALVINGS)
+    plant = at(rate)
+    return None if plant is None else msgspec.structs.replace(plant, most_rate_per_s=rate)
 
 
 def _solution(problem: Problem, rate: float | None, gap: float) -> Solution | None:

@@ -36,20 +36,31 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """``pools``: GPUs by pool. ``links``: most requests a second whose caches can move from one place to
-    another, where that is limited."""
+    another, where that is limited. ``required``: groups of options (marked by position) of each of which a
+    plant must have a replica."""
 
     options: tuple[Option, ...]
     pools: Mapping[str, int]
     links: Mapping[tuple[str, str], float] = {}
+    required: tuple[tuple[bool, ...], ...] = ()
 
     def only(self, keep: Sequence[bool]) -> Problem:
         """Return the problem with the options that ``keep`` marks."""
         options = tuple(option for option, kept in zip(self.options, keep, strict=True) if kept)
-        return Problem(options=options, pools=self.pools, links=self.links)
+        required = tuple(
+            tuple(mark for mark, kept in zip(marks, keep, strict=True) if kept) for marks in self.required
+        )
+        return Problem(options=options, pools=self.pools, links=self.links, required=required)
 
     def most(self, option: Option) -> int:
         """Return how many replicas of an option there can be at most."""
         return min(option.curve.most, self.pools[option.pool] // option.gpus)
+
+    def has_required(self, counts: Sequence[int]) -> bool:
+        """Return whether so many replicas of each option are a plant with all that is required."""
+        return all(
+            any(count and mark for count, mark in zip(counts, marks, strict=True)) for marks in self.required
+        )
 
     def cost(self, counts: Sequence[int]) -> float:
         """Return what so many replicas of each option cost."""

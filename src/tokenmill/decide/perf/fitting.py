@@ -4,8 +4,9 @@ Exists so that every engine that can be measured has times of the same form. It 
 measured.
 
 Fitted: ``T(tokens) + p * prefill context + d * decode context`` for steps with prompts, and ``D(sequences)
-+ d * decode context`` for steps of decodes alone. ``T`` and ``D`` rise and are straight between the
-measured sizes; all is fitted at once by relative error, with no cost below 0.
++ d * decode context`` for steps of decodes alone. Both are straight between the measured sizes; ``T`` rises,
+``D`` need not: products of a few rows run on other kernels, and two sequences may take longer than four. All
+is fitted at once by relative error, with no cost below 0.
 """
 
 from __future__ import annotations
@@ -71,19 +72,21 @@ def fit_table(
         raise NotEnough("steps with prompts of two sizes or more are needed")
     if not sequences:
         raise NotEnough("steps of decodes are needed")
-    if len(sequences) == 1:
-        sequences.append(sequences[0] * 2)
     rows = [_row(each, tokens, sequences) for each in (*prompts, *decodes)]
     weights, _ = _robustly(rows, [each.step_ms for each in (*prompts, *decodes)])
     dense, rest = weights[: len(tokens)], weights[len(tokens) :]
     decode_dense, (per_prefill, per_decode) = rest[: len(sequences)], rest[len(sequences) :]
+    if len(sequences) == 1 or decode_dense[-1] < max(decode_dense):
+        # No larger batch is taken to be faster than any that was measured.
+        sequences.append(sequences[-1] * 2)
+        decode_dense.append(max(decode_dense))
     contexts = (1.0, _FAR)
     return StepTable(
         tokens=tuple(tokens),
         sequences=tuple(sequences),
         contexts=contexts,
         dense_ms=_sums(dense),
-        decode_dense_ms=_sums(decode_dense),
+        decode_dense_ms=tuple(decode_dense),
         prefill_attention_ms=tuple(tuple(per_prefill * n * c for c in contexts) for n in tokens),
         decode_attention_ms=tuple(tuple(per_decode * n * c for c in contexts) for n in sequences),
         kv_bytes_per_token=kv_bytes_per_token,
@@ -211,12 +214,12 @@ def _knots(sizes: Sequence[float]) -> list[float]:
 
 
 def _row(each: Measurement, tokens: Sequence[float], sequences: Sequence[float]) -> list[float]:
-    """What each weight adds: rises of ``T``, rises of ``D``, prefill attention, decode attention."""
+    """What each weight adds: rises of ``T``, values of ``D``, prefill attention, decode attention."""
     dense, decode = [0.0] * len(tokens), [0.0] * len(sequences)
     if each.new_tokens > 0:
         dense = _rises(each.new_tokens + each.sequences, tokens)
     else:
-        decode = _rises(each.sequences, sequences)
+        decode = _shares(each.sequences, sequences)
     return [*dense, *decode, each.prefill_context, each.decode_context]
 
 
@@ -225,6 +228,18 @@ def _rises(size: float, knots: Sequence[float]) -> list[float]:
     place = min(max(bisect_right(knots, size), 1), len(knots) - 1)
     share = (size - knots[place - 1]) / (knots[place] - knots[place - 1])
     return [1.0] * place + [max(0.0, share)] + [0.0] * (len(knots) - place - 1)
+
+
+def _shares(size: float, knots: Sequence[float]) -> list[float]:
+    """How much each knot's value counts at ``size``."""
+    shares = [0.0] * len(knots)
+    place = bisect_right(knots, size)
+    if place in (0, len(knots)):
+        shares[max(0, place - 1)] = 1.0
+        return shares
+    share = (size - knots[place - 1]) / (knots[place] - knots[place - 1])
+    shares[place - 1], shares[place] = 1.0 - share, share
+    return shares
 
 
 def _sums(rises: Sequence[float]) -> tuple[float, ...]:

@@ -65,7 +65,9 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """All of it. ``disturbed``: other programs ran beside, so that not medians but the lower tenths of times
     were fitted. ``model``: as it was given; ``versions``: of what took part; ``dtype``: of the weights;
-    ``gpu``: a catalogue's name, where it is one; ``taken``: the day, in ISO 8601."""
+    ``gpu``: a catalogue's name, where it is one; ``taken``: the day, in ISO 8601. ``between_steps_ms``: from
+    a step's end to the next one's start, while there is work; in no step's time, and 0 where the method does
+    not tell it apart."""
 
     model: str
     engine: str
@@ -80,6 +82,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = ""
     gpu: str = ""
     disturbed: bool = False
+    between_steps_ms: float = 0.0
     tp: int = 1
     pp: int = 1
     dp: int = 1

@@ -30,7 +30,7 @@ class Caches:
     """The index, the predictions beside it, and the names of prompts that were just routed."""
 
     def __init__(self, settings: RouterSettings) -> None:
-        self.index = PrefixIndex(settings.index_blocks)
+        self.index = PrefixIndex(settings.index_blocks, settings.index_shards)
         self.predictions = Predictions(max(1, settings.index_blocks // _PREDICTED_SHARE))
         self.gaps_total = 0
         self._settings = settings

@@ -156,7 +156,11 @@ class PrefixIndex:
         shards, pick, bit = self.tiers[tier], self.shard_mask, owner.bit
         fresh = had = 0
         seen = merged = 0
-        for name in names:
+        known: Collection[int] = names
+        if not pick and shards[0].keys().isdisjoint(names):  # one shard, nothing known: no work for each
+            shards[0].update(dict.fromkeys(names, bit))
+            fresh, known = len(names), ()
+        for name in known:
             shard = shards[name & pick]
             mask = shard.get(name)
             if mask is None:
@@ -173,10 +177,16 @@ class PrefixIndex:
         while self.blocks > self.limit:
             self._forget()
 
-    def _removed(self, owner: Owner, names: Iterable[int], tier: int) -> None:
+    def _removed(self, owner: Owner, names: Collection[int], tier: int) -> None:
         shards, pick, bit = self.tiers[tier], self.shard_mask, owner.bit
         gone = cleared = 0
         seen = left = 0
+        if not pick and [*map(shards[0].get, names)].count(bit) == len(names):  # one shard, nobody else's
+            for name in names:
+                shards[0].pop(name, None)
+            owner.blocks -= len(names)
+            self.tier_blocks[tier] -= len(names)
+            return
         for name in names:
             shard = shards[name & pick]
             mask = shard.get(name)

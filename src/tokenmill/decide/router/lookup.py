@@ -8,14 +8,14 @@ the workers that it matters for, the exact depth is searched by halving. It must
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
-from typing import Final, cast
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple, cast
 
 from xxhash import xxh3_64
 
 from tokenmill.decide.router.index import PrefixIndex
 from tokenmill.decide.router.predictions import Predictions
-from tokenmill.protocol.block_hashes import TOKEN_BYTES, prefix_seed
+from tokenmill.protocol.block_hashes import TOKEN_BYTES, NamedPrompt, prefix_seed
 from tokenmill.protocol.ids import BlockHash
 from tokenmill.protocol.kv_events import CacheTier
 
@@ -55,25 +55,7 @@ class Finder:
         if blocks and depths[-1] != blocks:
             spans = (*spans, slice(depths[-1] * self.block_bytes, blocks * self.block_bytes))
             depths = (*depths, blocks)
-        return Lookup(self, memoryview(packed), prefix_seed(salt), depths, spans)
-
-
-class Lookup:
-    """One prompt against the index. ``names``: its blocks' at ``depths``. ``lowest``: tier that has any
-    block."""
-
-    __slots__ = ("_finder", "_seed", "_view", "block_tokens", "depths", "lowest", "names")
-
-    def __init__(
-        self, finder: Finder, view: memoryview, seed: int, depths: tuple[int, ...], spans: tuple[slice, ...]
-    ) -> None:
-        self._finder = finder
-        self._view = view
-        self._seed = seed
-        self.block_tokens = finder.block_tokens
-        self.depths = depths
-        used = finder.index.tier_blocks
-        self.lowest = max((tier for tier in CacheTier if used[tier]), default=CacheTier.DEVICE)
+        view, seed = memoryview(packed), prefix_seed(salt)
         state = xxh3_64(seed=seed)
         update, digest = state.update, state.intdigest
         names: list[int] = []
@@ -81,6 +63,41 @@ class Lookup:
         for span in spans:
             update(view[span])
             append(digest())
+        return Lookup(self, depths, names, Hashing(view, seed, self.block_bytes))
+
+    def look_up_named(self, prompt: NamedPrompt) -> Lookup:
+        """The same for a prompt whose blocks' names are known."""
+        blocks = max(0, min(DEEPEST_BLOCK, (prompt.tokens - 1) // self.block_tokens))
+        depths = self.grid[: bisect_right(self.grid, blocks)]
+        if blocks and depths[-1] != blocks:
+            depths = (*depths, blocks)
+        known = prompt.names(self.block_tokens)
+        return Lookup(self, depths, [known[depth - 1] for depth in depths], known)
+
+
+class Hashing(NamedTuple):
+    """How names at other depths are found: by hashing ``view``, the packed prompt, further."""
+
+    view: memoryview
+    seed: int
+    block_bytes: int
+
+
+class Lookup:
+    """One prompt against the index. ``names``: its blocks' at ``depths``. ``lowest``: tier that has any
+    block. ``rest``: the names of all blocks, or how they are found."""
+
+    __slots__ = ("_finder", "_rest", "block_tokens", "depths", "lowest", "names")
+
+    def __init__(
+        self, finder: Finder, depths: tuple[int, ...], names: list[int], rest: Hashing | Sequence[int]
+    ) -> None:
+        self._finder = finder
+        self._rest = rest
+        self.block_tokens = finder.block_tokens
+        self.depths = depths
+        used = finder.index.tier_blocks
+        self.lowest = max((tier for tier in CacheTier if used[tier]), default=CacheTier.DEVICE)
         self.names = cast(list[BlockHash], names)
 
     def mask(self, name: int, lowest: CacheTier) -> int:
@@ -130,10 +147,13 @@ class Lookup:
         if high - low == 1:
             yield low, high, mask
             return
-        view, block_bytes = self._view, self._finder.block_bytes
+        if not isinstance(self._rest, Hashing):
+            yield from self._refine_named(self._rest, (low, high, mask), lowest)
+            return
+        view, seed, block_bytes = self._rest
         index, predicted = self._finder.index, self._finder.predictions.masks
         shards, pick = index.tiers[0], index.shard_mask
-        stack = [(low, high, mask, xxh3_64(view[: low * block_bytes], seed=self._seed))]
+        stack = [(low, high, mask, xxh3_64(view[: low * block_bytes], seed=seed))]
         while stack:
             low, high, mask, state = stack.pop()
             if high - low == 1:
@@ -151,3 +171,20 @@ class Lookup:
                 stack.append((low, middle, mask ^ have, state))
             if have:
                 stack.append((middle, high, have, further))
+
+    def _refine_named(
+        self, known: Sequence[int], interval: Interval, lowest: CacheTier
+    ) -> Iterator[Interval]:
+        """``refine`` where all names are known."""
+        stack = [interval]
+        while stack:
+            low, high, mask = stack.pop()
+            if high - low == 1:
+                yield low, high, mask
+                continue
+            middle = (low + high) // 2
+            have = mask & self.mask(known[middle - 1], lowest)
+            if have != mask:
+                stack.append((low, middle, mask ^ have))
+            if have:
+                stack.append((middle, high, have))

@@ -32,17 +32,58 @@ class WorkerFacts(NamedTuple):
     speed: DeviceSpeed
 
 
-class Seat:
-    """One worker's place. ``facts`` is what decisions are made of; the rest is what makes the facts."""
+ALIKE_S = 0.5
+"""For so long a decode step like one that was learned from teaches nothing: same batch, same time."""
 
-    __slots__ = ("card", "facts", "load", "owner", "times")
+ALIKE_SHARE = 0.03
+
+
+class Seat:
+    """One worker's place. ``facts`` is what decisions are made of; the rest is what makes the facts.
+    ``reported``: the last load and when it came, where it has not been looked at yet."""
+
+    __slots__ = (
+        "_learned",
+        "_learned_at",
+        "card",
+        "facts",
+        "kind",
+        "load",
+        "owner",
+        "reported",
+        "speed_of",
+        "times",
+    )
 
     def __init__(self, card: WorkerCard, owner: Owner, times: WorkerTimes) -> None:
         self.card = card
+        self.kind = device_class(card)
         self.owner = owner
         self.times = times
         self.load = WorkerLoad()
         self.facts = WorkerFacts(card, LoadFacts(), DeviceSpeed())
+        self.reported: tuple[StepMetrics, float] | None = None
+        self.speed_of: tuple[int, float] | None = None
+        self._learned = StepMetrics()
+        self._learned_at = -math.inf
+
+    def learn(self, metrics: StepMetrics, now: float) -> None:
+        """Let the worker's times learn from a report, unless it is like the one before."""
+        last = self._learned
+        if (
+            now - self._learned_at < ALIKE_S
+            and metrics.decode_tokens == last.decode_tokens
+            and is_plain(metrics, last)
+            and abs(metrics.step_ms - last.step_ms) <= ALIKE_SHARE * last.step_ms
+        ):
+            return
+        self._learned, self._learned_at = metrics, now
+        self.times.observe(metrics)
+
+
+def is_plain(metrics: StepMetrics, last: StepMetrics) -> bool:
+    """Whether a report tells of a step that only decoded, and nothing has been handed over since ``last``."""
+    return not metrics.prefill_tokens and metrics.handoffs_in_total == last.handoffs_in_total
 
 
 class Group(NamedTuple):
@@ -74,6 +115,8 @@ class Roster:
         self._speeds: dict[str, ClassSpeed] = {}
         self._givers: dict[int, int] = {}
         self._stale = False
+        self._changed: dict[Seat, None] = {}
+        self._reported: dict[Seat, None] = {}  # the last to report last
 
     def come(self, card: WorkerCard, owner: Owner) -> Seat:
         """A worker came that was not here."""
@@ -87,12 +130,16 @@ class Roster:
     def card_changed(self, seat: Seat, card: WorkerCard) -> None:
         """A worker told something new of itself."""
         seat.card = card
+        seat.kind = device_class(card)
+        seat.speed_of = None
         self.changed(seat)
         self._stale = True
 
     def go(self, seat: Seat) -> None:
         """A worker is gone."""
         del self.seats[seat.card.worker_id]
+        self._changed.pop(seat, None)
+        self._reported.pop(seat, None)
         self._times.left(seat.card.worker_id)
         self._vacate(seat.owner.slot)
 
@@ -103,31 +150,64 @@ class Roster:
         self.changed(seat)
 
     def reported(self, seat: Seat, metrics: StepMetrics, now: float) -> None:
-        """A worker told its load."""
-        seat.load.reported(metrics, now)
-        seat.times.observe(metrics)
-        self.changed(seat)
+        """A worker told its load. It is looked at when next somebody asks; of reports that come before that,
+        only the last one counts and those that teach more than how long it takes to decode."""
+        before, seat.reported = seat.reported, (metrics, now)
+        if before is not None:
+            if not is_plain(before[0], seat.load.metrics):
+                seat.load.reported(*before)
+                seat.learn(*before)
+            del self._reported[seat]
+        self._reported[seat] = None
+
+    def _take_in(self) -> None:
+        """Look at the reports that have come."""
+        for seat in self._reported:
+            assert seat.reported is not None, "it has reported"
+            seat.load.reported(*seat.reported)
+            seat.learn(*seat.reported)
+            seat.reported = None
+            self._changed[seat] = None
+        self._reported.clear()
 
     def changed(self, seat: Seat) -> None:
-        """Reckon a worker's facts anew."""
-        card, slot = seat.card, seat.owner.slot
-        kind = device_class(card)
-        if kind not in self._speeds:
-            self._speeds[kind] = ClassSpeed()
-        speed = self._speeds[kind].of(seat.times, seat.facts.speed)
-        load = seat.load.facts(card.role, card.kv_blocks, card.block_tokens)
-        if speed != seat.facts.speed:
-            self._stale = True
+        """A worker's facts are to be reckoned anew."""
+        self._changed[seat] = None
+        slot = seat.owner.slot
         while len(self.base) <= slot:
             self.base.append(math.inf)
             self.facts.append(None)
             self.seat_at.append(None)
         self.seat_at[slot] = seat
+
+    def _reckon(self, seat: Seat) -> None:
+        card, slot = seat.card, seat.owner.slot
+        speed = self._speed(seat)
+        load = seat.load.facts(card.role, card.kv_blocks, card.block_tokens)
         seat.facts = self.facts[slot] = WorkerFacts(card, load, speed)
         self.base[slot] = sum(load_terms(load, speed, self._weights))
 
+    def _speed(self, seat: Seat) -> DeviceSpeed:
+        known = self._speeds.get(seat.kind)
+        if known is None:
+            known = self._speeds[seat.kind] = ClassSpeed()
+        of = known.version(seat.times)
+        if of == seat.speed_of:
+            return seat.facts.speed
+        speed = known.of(seat.times, seat.facts.speed)
+        seat.speed_of = known.version(seat.times)
+        if speed != seat.facts.speed:
+            self._stale = True
+        return speed
+
     def refresh(self) -> None:
-        """Bring masks and groups up to date; cheap where nothing has changed."""
+        """Bring facts, masks and groups up to date; cheap where nothing has changed."""
+        if self._reported:
+            self._take_in()
+        if self._changed:
+            for seat in self._changed:
+                self._reckon(seat)
+            self._changed.clear()
         if self._stale:
             self._stale = False
             self._givers.clear()

@@ -41,5 +41,9 @@ class RouterSettings:
     index_blocks: int = 1_000_000
     """Most blocks in the index, about 100 bytes each; those longest neither stored nor hit are forgotten."""
 
+    index_shards: int = 256
+    """Parts of the index, a power of two. With 256 nobody is stalled by one that grows or forgets; where
+    nobody waits, as in a simulation, a single one is faster."""
+
     send_notes: bool = False
     """Whether there are other frontends to be told what this one does."""

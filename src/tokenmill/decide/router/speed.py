@@ -41,7 +41,15 @@ class ClassSpeed:
         self._speed = DeviceSpeed()
         self._samples = 0
         self._due = LEAST_SAMPLES
+        self._version = 0
         self._paced: dict[int, DeviceSpeed] = {}
+
+    def version(self, times: WorkerTimes) -> tuple[int, float]:
+        """Return what ``of`` depends on but for ``last``: while it is the same, so is the speed."""
+        samples = times.samples
+        if samples >= self._due or samples < LEAST_SAMPLES:
+            return -1 - samples, 0.0
+        return self._version, times.pace
 
     def of(self, times: WorkerTimes, last: DeviceSpeed) -> DeviceSpeed:
         """Return the speed of the worker with these times; ``last``: what was returned for it before."""
@@ -59,6 +67,7 @@ class ClassSpeed:
     def _follow(self, speed: DeviceSpeed) -> None:
         if speed != self._speed:
             self._speed = speed
+            self._version += 1
             self._paced.clear()
 
     def _scaled(self, step: int) -> DeviceSpeed:

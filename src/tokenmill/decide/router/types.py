@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from tokenmill.decide.router.cost import CachedTokens
-from tokenmill.protocol.block_hashes import TOKEN_BYTES
+from tokenmill.protocol.block_hashes import TOKEN_BYTES, NamedPrompt
 from tokenmill.protocol.card import WorkerCard
 from tokenmill.protocol.ids import RequestId, Role, WorkerId
 
@@ -55,7 +55,8 @@ class Candidate(msgspec.Struct, frozen=True, eq=False):
 class RouteRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a policy may look at.
 
-    ``packed``: prompt and output so far, token ids as ``block_hashes.pack_tokens`` makes them.
+    ``packed``: prompt and output so far, token ids as ``block_hashes.pack_tokens`` makes them; ``named``: the
+    same where the names of its blocks are known, then ``packed`` is empty.
     ``output_tokens``: most tokens that may still be generated. ``session``: what the client calls its
     conversation, empty for nothing.
     ``priority``: larger is sooner. ``deadline_at``: when nobody wants the answer any more, on the frontend's
@@ -74,11 +75,12 @@ class RouteRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     group: str = ""
     choice: int = 0
     replay: bool = False
+    named: NamedPrompt | None = None
 
     @property
     def tokens(self) -> int:
         """Tokens to be in the cache before the next one is generated."""
-        return len(self.packed) // TOKEN_BYTES
+        return len(self.packed) // TOKEN_BYTES if self.named is None else self.named.tokens
 
 
 class Choice(msgspec.Struct, frozen=True):

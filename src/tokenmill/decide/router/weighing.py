@@ -74,7 +74,11 @@ class Weighing:
         """Return the prompt's look-up for workers of that block size."""
         found = self._lookups.get(block_tokens)
         if found is None:
-            found = self._finders(block_tokens).look_up(self.request.packed, self.request.cache_salt)
+            finder, request = self._finders(block_tokens), self.request
+            if request.named is not None:
+                found = finder.look_up_named(request.named)
+            else:
+                found = finder.look_up(request.packed, request.cache_salt)
             self._lookups[block_tokens] = found
         return found
 

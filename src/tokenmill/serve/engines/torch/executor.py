@@ -147,7 +147,7 @@ class TorchExecutor:
         for chunk, count in scoring:
             request_id = chunk.sequence.request.request_id
             alternatives = self._sampler.prompt_logprobs(request_id) or 0
-            targets = chunk.sequence.tokens[chunk.start + 1 : chunk.start + 1 + count]
+            targets = list(chunk.sequence.tokens[chunk.start + 1 : chunk.start + 1 + count])
             if not bool(logits[row : row + count].amax(dim=-1).isfinite().all()):
                 raise StepFailed(
                     f"the model gave logits that are not numbers for the prompt of {request_id}", [request_id]
