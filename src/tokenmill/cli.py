@@ -72,7 +72,7 @@ def _parsed(words: list[str]) -> int:
 
 def make_app() -> App:
     """Put the commands together."""
-    from cyclopts import App
+    from cyclopts import App, Parameter
 
     import tokenmill
     from tokenmill.operate.deploy.flags import config_command
@@ -89,6 +89,8 @@ def make_app() -> App:
     app.command(config_command(ServeOptions, _serve, positional="model"), name="serve")
     for command in (up, down, status, scale, doctor, schema, render, plan):
         app.command(command)
+    # --compare A.yaml B.yaml
+    app.command(simulate, default_parameter=Parameter(consume_multiple=True))
     app.command(import_, name="import")
     app.command(config_command(FrontendConfig, _frontend), name="frontend")
     app.command(config_command(WorkerConfig, _worker), name="worker")
@@ -269,6 +271,74 @@ def plan(
     )
 
 
+def simulate(
+    factory: Path | None = None,
+    /,
+    *,
+    trace: str = "",
+    scenario: Path | None = None,
+    seed: int | None = None,
+    speedup: float | None = None,
+    limit: int | None = None,
+    compare: tuple[Path, ...] = (),
+    fleet: Path | None = None,
+    profile: tuple[Path, ...] = (),
+    gpu: str = "",
+    model: str = "",
+    ttft_ms: float | None = None,
+    itl_ms: float | None = None,
+    percentile: float | None = None,
+    report: Path | None = None,
+    json: bool = False,
+    json_file: Path | None = None,
+) -> int:
+    """Run a factory on a virtual clock, and say what latencies, throughput and cost it would have.
+
+    Args:
+        factory: The factory file (YAML or JSON).
+        trace: A trace of requests (Mooncake's JSON lines or Azure's CSV), or a made-up load such as
+            poisson:rate=5,prompt=3000,output=150,seconds=600 (even, poisson, gamma, bursts, diurnal, chats).
+        scenario: The scenario file: load, failures, scaling, start-up times, classes, prices.
+        seed: Of all that is drawn, in place of the scenario's.
+        speedup: All arrivals so many times as dense.
+        limit: Only the first so many requests.
+        compare: Factory files to set beside each other, on the same requests.
+        fleet: The fleet file: prices and links of the GPUs.
+        profile: Measured profile files, whose times go before all others.
+        gpu: The GPU of stages that name none.
+        model: Which of the factory's models, where it has several.
+        ttft_ms: Time to first token in milliseconds, in place of the factory's.
+        itl_ms: Time between tokens in milliseconds, in place of the factory's.
+        percentile: The share of requests in percent that must be within both, in place of the factory's.
+        report: Write a page with charts here (HTML).
+        json: Write JSON to standard output.
+        json_file: Write JSON here.
+    """
+    from tokenmill.operate.simulate.command import SimulateOptions
+    from tokenmill.operate.simulate.command import simulate as run
+
+    return run(
+        [*([factory] if factory is not None else []), *compare],
+        SimulateOptions(
+            trace=trace,
+            scenario=scenario,
+            seed=seed,
+            speedup=speedup,
+            limit=limit,
+            fleet=fleet,
+            profiles=profile,
+            gpu=gpu,
+            model=model,
+            ttft_ms=ttft_ms,
+            itl_ms=itl_ms,
+            percentile=percentile,
+            report=report,
+            json=json,
+            json_file=json_file,
+        ),
+    )
+
+
 def import_(file: Path, /, *, output: Path | None = None, name: str = "") -> int:
     """Turn a Dynamo DynamoGraphDeployment or a KServe LLMInferenceService into a factory file.
 
@@ -284,11 +354,25 @@ def import_(file: Path, /, *, output: Path | None = None, name: str = "") -> int
     return import_file(file, output=output, name=name)
 
 
-def schema() -> int:
-    """Write the factory file's JSON schema, for editors."""
+def schema(file: Literal["factory", "fleet", "scenario", "report"] = "factory", /) -> int:
+    """Write a file's JSON schema, for editors; report: of what simulate --json writes.
+
+    Args:
+        file: Which kind of file.
+    """
     import msgspec
 
-    from tokenmill.spec.schema import factory_schema
+    from tokenmill.spec.fleet import Fleet
+    from tokenmill.spec.scenario import Scenario
+    from tokenmill.spec.schema import factory_schema, file_schema
 
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(factory_schema())).decode() + "\n")
+    if file == "factory":
+        tree = factory_schema()
+    elif file == "report":
+        from tokenmill.operate.simulate.summary import Summary
+
+        tree = msgspec.json.schema(Summary)
+    else:
+        tree = file_schema(Fleet if file == "fleet" else Scenario)
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(tree)).decode() + "\n")
     return 0

@@ -8,6 +8,7 @@ import pytest
 from tokenmill.errors import ConfigError
 from tokenmill.profiles.known_models import CONFIGS
 from tokenmill.profiles.models import load_shape
+from tokenmill.spec.load import load_factory
 
 
 @pytest.fixture
@@ -37,8 +38,20 @@ def test_the_shipped_model_has_a_shape() -> None:
 def test_known_models_need_no_files(name: str) -> None:
     shape = load_shape(name)
     assert shape.name == name
-    assert shape.parameters > 1e9
+    assert shape.parameters > 5e8
     assert load_shape(name.lower()).layers == shape.layers
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_models_of_recipes_are_known(path: Path) -> None:
+    assert load_factory(path).model.path in CONFIGS
+
+
+def test_formats_of_a_compressed_checkpoint() -> None:
+    shape = load_shape("RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic")
+    assert (shape.dtype, shape.attention_dtype, shape.kv_dtype) == ("fp8", "fp8", "bf16")
 
 
 def test_an_unknown_name_gets_a_hint() -> None:

@@ -38,6 +38,14 @@ _GPT_OSS: Final = {
 _FP8: Final = {"quantization_config": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
 _NVFP4: Final = {"quantization_config": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}}
 _FP8_WEIGHTS: Final = {"quantization_config": {"quant_method": "fp8"}}
+_FP8_DYNAMIC: Final = {
+    "quantization_config": {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}}},
+        "ignore": ["lm_head"],
+    }
+}
 
 
 def _gpt_oss(layers: int, experts: int) -> dict[str, Any]:
@@ -57,6 +65,8 @@ CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "nvidia/Llama-3.3-70B-Instruct-FP8": {**_LLAMA3_70B, **_FP8},
         "nvidia/Llama-3.3-70B-Instruct-NVFP4": {**_LLAMA3_70B, **_NVFP4},
         "nvidia/Llama-3.3-70B-Instruct-FP4": {**_LLAMA3_70B, **_NVFP4},
+        "RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic": {**_LLAMA3_70B, **_FP8_DYNAMIC},
+        "RedHatAI/DeepSeek-R1-Distill-Llama-70B-FP8-dynamic": {**_LLAMA3_70B, **_FP8_DYNAMIC},
         "mistralai/Mistral-7B-Instruct-v0.3": {
             **_LLAMA, "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
             "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32768,
@@ -77,6 +87,10 @@ CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             **_QWEN25, "num_hidden_layers": 80, "hidden_size": 8192, "intermediate_size": 29568,
             "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 152064,
             "max_position_embeddings": 32768,
+        },
+        "Qwen/Qwen3-0.6B": {
+            **_QWEN3, "num_hidden_layers": 28, "hidden_size": 1024, "intermediate_size": 3072,
+            "num_attention_heads": 16, "tie_word_embeddings": True,
         },
         "Qwen/Qwen3-8B": {
             **_QWEN3, "num_hidden_layers": 36, "hidden_size": 4096, "intermediate_size": 12288,

@@ -65,6 +65,8 @@ async def test_an_engine_tells_its_steps() -> None:
     assert sum(step.new_tokens for step in run.steps) == 40
     assert sum(step.sequences for step in run.steps) == 2 * 2
     assert [sum(arrival.tokens for arrival in arrivals) for arrivals in run.arrivals] == [3, 3]
+    assert run.steps[0].before_ms is None
+    assert all(step.before_ms is not None for step in run.steps[1:])
 
 
 async def test_a_request_that_an_engine_refuses_ends_the_run() -> None:

@@ -3,7 +3,15 @@
 import pytest
 
 from tokenmill.operate.profile.points import Point
-from tokenmill.operate.profile.runs import MIXED_REPEATS, Arrival, Run, Step, measurements_of, steps_of
+from tokenmill.operate.profile.runs import (
+    MIXED_REPEATS,
+    Arrival,
+    Run,
+    Step,
+    between_steps_ms,
+    measurements_of,
+    steps_of,
+)
 
 
 def test_steps_that_the_engine_tells_are_believed() -> None:
@@ -55,3 +63,11 @@ def test_steps_nobody_asked_for_count_when_seen_often() -> None:
 
 def test_times_of_nothing_are_left_out() -> None:
     assert measurements_of([Step(10, 55, 0, 0, 0.0)]) == []
+
+
+def test_the_time_between_steps_is_that_of_decodes() -> None:
+    decodes = [Step(0, 0, 1, 20, 5.0, before_ms) for before_ms in (0.2, 0.3, 9.0)]
+    others = [Step(16, 136, 0, 0, 5.0, None), Step(0, 0, 1, 17, 5.0, None), Step(16, 136, 1, 20, 5.0, 4.0)]
+    assert between_steps_ms(decodes + others) == 0.3
+    assert between_steps_ms(others) == 0
+    assert between_steps_ms([Step(0, 0, 1, 20, 5.0, -0.1)]) == 0

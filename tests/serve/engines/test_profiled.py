@@ -10,7 +10,7 @@ from tokenmill.errors import ConfigError
 from tokenmill.profiles.profile_file import save_profile
 from tokenmill.protocol.ids import Role
 from tokenmill.serve.engines.base import ExecutorFacts
-from tokenmill.serve.engines.opening import _sim_settings, batching_config
+from tokenmill.serve.engines.opening import batching_config, sim_settings
 from tokenmill.serve.engines.profiled import DEFAULT_PREFILL_BUDGET, with_profile
 from tokenmill.spec.models import shipped_model
 from tokenmill.spec.process import WorkerConfig
@@ -67,7 +67,7 @@ def test_a_profile_that_is_not_there_is_said() -> None:
 
 
 def test_the_sim_engine_plays_a_profile(path: str) -> None:
-    settings = _sim_settings(WorkerConfig(engine="sim", profile=path), shipped_model())
+    settings = sim_settings(WorkerConfig(engine="sim", profile=path), shipped_model())
     assert settings.saturating_tokens == KNEE
     wanted = TableStepTime(PROFILE.table)
     assert settings.step_time.mixed_ms(100, 5000, 3, 900) == wanted.mixed_ms(100, 5000, 3, 900)

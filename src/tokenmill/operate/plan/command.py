@@ -27,7 +27,7 @@ from tokenmill.operate.plan.written import planned_factory
 from tokenmill.profiles.fleets import load_inventory
 from tokenmill.profiles.models import load_shape
 from tokenmill.profiles.sources import step_time_source
-from tokenmill.simulate.traces import read_trace
+from tokenmill.simulate.traces_files import read_trace
 from tokenmill.spec.derive import models_of, stages_of
 from tokenmill.spec.factory import Factory, Model, Slo
 from tokenmill.spec.load import dump_factory, load_factory

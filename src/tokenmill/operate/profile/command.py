@@ -26,7 +26,7 @@ from tokenmill.operate.profile.machine import this_machine, versions
 from tokenmill.operate.profile.options import ProfileOptions
 from tokenmill.operate.profile.points import Limits, Point
 from tokenmill.operate.profile.probe import Probe, ProbeFacts
-from tokenmill.operate.profile.runs import Step, measurements_of
+from tokenmill.operate.profile.runs import Step, between_steps_ms, measurements_of
 from tokenmill.operate.profile.sweep import Effort, sweep
 from tokenmill.profiles.models import load_shape
 from tokenmill.profiles.profile_file import save_profile
@@ -136,6 +136,7 @@ def _fitted(options: ProfileOptions, facts: ProbeFacts, steps: list[Step]) -> Pr
         knee=knee,
         fit=fit_error(table, used),
         disturbed=disturbed,
+        between_steps_ms=between_steps_ms(steps),
         taken=datetime.fromtimestamp(SystemClock().wall(), UTC).date().isoformat(),
         dtype=options.dtype,
         gpu=gpu.name if gpu is not None else "",
@@ -182,6 +183,8 @@ def _report(found: Profile, options: ProfileOptions, console: Console) -> None:
     files = options.out + (f", {options.plot}" if options.plot else "")
     sys.stdout.write(f"{knee_words(found.knee)}\n")
     sys.stdout.write(f"fit: {errors}, {fit.measurements} measurements\n")
+    if found.between_steps_ms:
+        sys.stdout.write(f"between two steps: {found.between_steps_ms:.2f} ms\n")
     sys.stdout.write(f"written: {files}\n")
     if found.disturbed:
         console.print(

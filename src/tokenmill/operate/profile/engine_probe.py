@@ -34,6 +34,7 @@ class EngineProbe:
         self._numbers = count()
         self._seen = Steps()
         self._steps: list[Step] = []
+        self._last_at = 0.0
         self._arrivals: dict[RequestId, list[Arrival]] = {}
         self._open: set[RequestId] = set()
         self._done = asyncio.Event()
@@ -94,7 +95,9 @@ class EngineProbe:
         if self._seen.is_new(metrics):
             work = (metrics.prefill_tokens, metrics.prefill_context_tokens)
             decodes = (metrics.decode_tokens, metrics.decode_context_tokens)
-            self._steps.append(Step(*work, *decodes, metrics.step_ms))
+            before_ms = (now - self._last_at) * 1000 - metrics.step_ms if self._steps else None
+            self._last_at = now
+            self._steps.append(Step(*work, *decodes, metrics.step_ms, before_ms))
         for request_id, item in output.items:
             if request_id not in self._open:
                 continue

@@ -26,13 +26,15 @@ _MIDDLE: Final = (0.1, 0.9)
 
 
 class Step(NamedTuple):
-    """One step's work, as in ``StepTimeModel``, and time."""
+    """One step's work, as in ``StepTimeModel``, and time. ``before_ms``: since the step before it had ended,
+    in the same run; None: not known."""
 
     new_tokens: float
     prefill_context: float
     sequences: float
     decode_context: float
     step_ms: float
+    before_ms: float | None = None
 
 
 class Arrival(NamedTuple):
@@ -122,3 +124,12 @@ def _measurement(group: Sequence[Step]) -> Measurement:
         high_ms=high,
         repeats=len(times),
     )
+
+
+def between_steps_ms(steps: Iterable[Step]) -> float:
+    """Return the median time between two steps of decodes, milliseconds; 0 where no step tells it.
+
+    As it is seen where tokens are taken: what wavers there is as often too short as too long.
+    """
+    known = [step.before_ms for step in steps if step.before_ms is not None and not step.new_tokens]
+    return max(0.0, median(known)) if known else 0.0

@@ -87,7 +87,7 @@ def batching_config(config: WorkerConfig, facts: ExecutorFacts) -> BatchingConfi
 
 def _executor(config: WorkerConfig, clock: SystemClock) -> Executor:
     if config.engine == "sim":
-        return SimExecutor(_sim_settings(config, resolve_model(config.model)), clock)
+        return SimExecutor(sim_settings(config, resolve_model(config.model)), clock)
     if config.engine == "torch":
         for package in ("torch", "transformers"):
             if importlib.util.find_spec(package) is None:
@@ -218,7 +218,8 @@ class _SimArguments(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     decode_context_ms: float = LinearStepTime().decode_context_ms
 
 
-def _sim_settings(config: WorkerConfig, model: Path) -> SimSettings:
+def sim_settings(config: WorkerConfig, model: Path) -> SimSettings:
+    """Return what the sim engine is told; ``model`` is its folder. Raises ConfigError."""
     try:
         given = msgspec.convert(config.engine_args, _SimArguments, strict=False)
     except msgspec.ValidationError as error:

@@ -172,8 +172,8 @@ class SimExecutor:
         if settings.speedup <= 0:
             return
         new = prefill_context = sequences = decode_context = 0
-        for chunk in plan.chunks:
-            if chunk.length == 1 and chunk.samples:
+        for at, chunk in enumerate(plan.chunks):
+            if at < plan.decode_tokens:
                 sequences += 1
                 decode_context += chunk.start + 1
             else:
