@@ -10,17 +10,32 @@ import pytest
 
 from tokenmill.cli import main
 from tokenmill.operate.deploy.rendering import Rendered, as_text, commands
+from tokenmill.profiles.fleets import load_inventory
 from tokenmill.spec.load import load_factory
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 ENGINES = {
+    "gpt-oss-120b-aggregated": [("worker-0", "", 4), ("worker-1", "", 4)],
+    "gpt-oss-120b-small-prefill": [
+        *((f"prefill-{replica}", "", 1) for replica in range(4)), ("decode-0", "", 4)
+    ],
     "gpt-oss-120b-one-node": [("prefill-0", "", 4), ("decode-0", "", 4)],
     "llama-3.3-70b-fp8-aggregated": [(f"worker-{replica}", "", 2) for replica in range(4)],
     "llama-3.3-70b-fp8-one-node": [("prefill-0", "", 2), ("prefill-1", "", 2), ("decode-0", "", 4)],
+    "llama-3.3-70b-fp8-prefill-heavy": [
+        *((f"prefill-{replica}", "", 2) for replica in range(3)), ("decode-0", "", 2)
+    ],
+    "llama-3.3-70b-fp8-two-nodes-prefill-heavy": [
+        *((f"prefill-{replica}", "", 2) for replica in range(4)), ("prefill-b-0", "10.0.0.2", 2),
+        ("prefill-c-0", "10.0.0.2", 2), ("decode-0", "10.0.0.2", 4),
+    ],
     "llama-3.3-70b-fp8-two-nodes": [("prefill-0", "", 8), ("decode-0", "10.0.0.2", 8)],
     "llama-3.3-70b-nvfp4-b200": [(f"worker-{replica}", "", 1) for replica in range(8)],
+    "qwen3-32b-fp8-h100-and-a100": [
+        *((f"prefill-{replica}", "", 1) for replica in range(5)), ("decode-0", "10.0.0.2", 4)
+    ],
     "qwen3-0.6b-kv-routing": [
         ("prefill-0", "", 1), ("prefill-1", "", 1), ("decode-0", "", 1), ("decode-1", "", 1)
     ],
@@ -113,6 +128,11 @@ def test_the_command_shows_them(recipe, capsys):
         assert as_text(shown) in text
     assert main(["render", "--json", str(recipe)]) == 0
     assert [row["name"] for row in json.loads(capsys.readouterr().out)][-1] == "frontend-0"
+
+
+def test_fleets_load():
+    for path in (ROOT / "recipes" / "fleets").glob("*.yaml"):
+        assert load_inventory(path).gpus > 0
 
 
 def test_the_engine_of_another_node_is_told_where_it_is_reached():
