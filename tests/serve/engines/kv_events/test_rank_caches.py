@@ -22,6 +22,14 @@ def test_one_rank_is_passed_on() -> None:
     assert RankCaches(1).apply(0, events) is events
 
 
+def test_one_rank_is_followed() -> None:
+    caches = RankCaches(1)
+    caches.apply(0, [BlocksStored(blocks(1, 2, 3)), BlocksRemoved(blocks(3))])
+    assert caches.cached_blocks(0, [1, 2, 3, 4]) == 2
+    caches.apply(0, [CacheCleared()])
+    assert caches.cached_blocks(0, [1, 2, 3, 4]) == 0
+
+
 def test_a_block_is_gone_with_the_last_rank_that_had_it() -> None:
     caches = RankCaches(2)
     caches.apply(0, [BlocksStored(blocks(1, 2))])

@@ -41,6 +41,29 @@ def test_what_others_sent_counts_too() -> None:
     assert (metrics.running, metrics.waiting, metrics.kv_blocks_used) == (3, 2, 5)
 
 
+def test_cached_tokens_wait_for_nothing() -> None:
+    books = LoadBooks()
+    books.opened(request("a", 1000), 40)
+    books.opened(request("b", 50), 70)
+    books.opened(request("c", 70, Role.DECODE), 70)
+    assert books.metrics(10).waiting_prefill_tokens == 40 + 50
+
+
+def test_a_reading_does_not_count_our_own_once_more() -> None:
+    """It is older than what we know: of the four that it tells of, two have ended since, one of them before
+    it came."""
+    books = LoadBooks()
+    for name in "abcd":
+        books.opened(request(name))
+        books.progressed(RequestId(name))
+    books.closed(RequestId("a"))
+    books.read(EngineGauges(running=4))
+    books.closed(RequestId("b"))
+    assert (books.metrics(10).running, books.metrics(10).waiting) == (2, 0)
+    books.read(EngineGauges(running=5, waiting=1))
+    assert (books.metrics(10).running, books.metrics(10).waiting) == (2 + 2, 1)
+
+
 def test_tokens_that_were_fetched_were_not_computed() -> None:
     books = LoadBooks()
     books.read(EngineGauges(prompt_tokens=1000, prefix_hit_tokens=300, fetched_tokens=600))

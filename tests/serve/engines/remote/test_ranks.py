@@ -45,6 +45,18 @@ def test_a_cached_prefix_draws() -> None:
     assert choice.choose(request("salted", prompt, cache_salt="other")) != 2
 
 
+def test_what_a_prompt_still_costs() -> None:
+    caches = RankCaches(1)
+    choice = RankChoice(caches, BLOCK)
+    prompt = list(range(10 * BLOCK))
+    stored(caches, 0, prompt)
+    choice.choose(request("a", [*prompt, *range(5)]))
+    assert choice.to_compute(RequestId("a")) == 5
+    choice.progressed(RequestId("a"))
+    assert choice.to_compute(RequestId("a")) == 0
+    assert choice.to_compute(RequestId("nobody")) == 0
+
+
 def test_a_loaded_rank_loses_against_a_short_prefix() -> None:
     caches = RankCaches(2)
     choice = RankChoice(caches, BLOCK)

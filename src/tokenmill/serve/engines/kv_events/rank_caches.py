@@ -15,7 +15,7 @@ _Held = dict[CacheTier, set[BlockHash]]
 
 
 class RankCaches:
-    """``apply`` each rank's events. Memory: some 100 bytes a cached block and rank; none for a single one."""
+    """``apply`` each rank's events. Memory: some 100 bytes a cached block and rank."""
 
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
@@ -24,8 +24,6 @@ class RankCaches:
     def apply(self, rank: int, events: list[KvEvent]) -> list[KvEvent]:
         """Follow what a rank says. Returns what it means for all of them together: a block is gone when the
         last one that had it has it no more."""
-        if self.ranks == 1:
-            return events
         words: list[KvEvent] = []
         held = self._held[rank]
         for event in events:
@@ -37,7 +35,7 @@ class RankCaches:
                 self._gone(event.hashes, event.tier, words)
             else:
                 self._cleared(rank, words)
-        return words
+        return words if self.ranks > 1 else events
 
     def cached_blocks(self, rank: int, names: Sequence[int]) -> int:
         """Return how many of a prompt's first blocks a rank has, in whichever tier."""

@@ -27,17 +27,25 @@ class LoadBooks:
         self._prefilling: dict[RequestId, int] = {}
         self._decoding: set[RequestId] = set()
         self._lengths: dict[RequestId, int] = {}
+        self._most_open = 0
+        """At once, since the last reading: a reading tells of some that have ended meanwhile."""
+        self._others_running = 0
+        self._others_waiting = 0
         self._tokens = 0
         self._step = 0
         self._average = NOTHING
         self._read_at: float | None = None
         self._was_idle = True
 
-    def opened(self, request: GenerateRequest) -> None:
-        """A request was sent."""
+    def opened(self, request: GenerateRequest, to_compute: int | None = None) -> None:
+        """A request was sent. ``to_compute``: how many of its prompt's tokens are not cached there; None: not
+        known, all of them."""
         tokens = 0 if request.role is Role.DECODE else len(request.prompt) + len(request.output)
+        if to_compute is not None:
+            tokens = min(tokens, to_compute)
         self._prefilling[request.request_id] = tokens
         self._lengths[request.request_id] = len(request.prompt) + len(request.output)
+        self._most_open = max(self._most_open, len(self._lengths))
 
     def progressed(self, request_id: RequestId) -> None:
         """Its prompt is computed."""
@@ -58,6 +66,9 @@ class LoadBooks:
     def read(self, gauges: EngineGauges, now: float | None = None) -> None:
         """The server told its load. ``now``: seconds; None: nothing is learned of its steps."""
         before, self.gauges = self.gauges, gauges
+        self._others_running = max(0, gauges.running - self._most_open)
+        self._others_waiting = max(0, gauges.waiting - max(0, self._most_open - gauges.running))
+        self._most_open = len(self._lengths)
         self._step = max(self._step + 1, gauges.steps)
         self._average = NOTHING
         if now is not None and self._read_at is not None and self._lengths and not self._was_idle:
@@ -66,10 +77,8 @@ class LoadBooks:
         self._read_at, self._was_idle = now, not self._lengths
 
     def metrics(self, kv_blocks: int) -> StepMetrics:
-        """Return the load. Others may use the same server: the larger of both views counts."""
+        """Return the load: of our requests as it is now, of others' at the same server as last read."""
         gauges, average = self.gauges, self._average
-        ours = len(self._prefilling) + len(self._decoding)
-        running = max(gauges.running, len(self._decoding))
         return StepMetrics(
             step=self._step,
             step_ms=average.step_ms,
@@ -77,8 +86,8 @@ class LoadBooks:
             decode_tokens=average.decode_tokens,
             prefill_context_tokens=average.prefill_context_tokens,
             decode_context_tokens=average.decode_context_tokens,
-            running=running,
-            waiting=max(gauges.waiting, ours - running, 0),
+            running=len(self._decoding) + self._others_running,
+            waiting=len(self._prefilling) + self._others_waiting,
             waiting_prefill_tokens=sum(self._prefilling.values()),
             kv_blocks_used=round(gauges.kv_used * kv_blocks),
             kv_blocks_total=kv_blocks,

@@ -73,6 +73,11 @@ class RankChoice:
         self._coming[rank].update(names)
         return rank
 
+    def to_compute(self, request_id: RequestId) -> int:
+        """Tokens of a placed request's prompt that its rank has not cached; 0 when they are computed."""
+        placed = self._placed.get(request_id)
+        return round(placed.tokens) if placed is not None else 0
+
     def progressed(self, request_id: RequestId) -> None:
         """Its prompt is computed: its blocks are cached, or never will be."""
         placed = self._placed.get(request_id)

@@ -40,7 +40,13 @@ from tokenmill.serve.engines.vllm.wire import CONSTRAINTS
 _log = structlog.get_logger(__name__)
 
 METRICS_INTERVAL_S = 0.2
-"""Between two readings of the server's metrics: a few milliseconds of its time each."""
+"""Between two readings of the server's metrics, at least: a few milliseconds of its time each."""
+
+METRICS_SHARE = 0.05
+"""Most of the time that a reading may be under way: a server that answers late has other things to do."""
+
+METRICS_LONGEST_S = 0.5
+"""Between two readings, at most: load and step times would be too old."""
 
 METRICS_PATIENCE_S = 30.0
 """A server that has not answered for so long is taken for broken."""
@@ -72,7 +78,7 @@ class VllmEngine:
         self._watch: asyncio.Task[None] | None = None
         self._feeds: list[RankFeed] = []
         self._caches = RankCaches(1)
-        self._choice: RankChoice | None = None
+        self._choice = RankChoice(self._caches, 1)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
     # Engine -------------------------------------------------------------------------------------------
@@ -92,7 +98,7 @@ class VllmEngine:
             await self.stop()
             raise
         self._caches = RankCaches(facts.ranks)
-        self._choice = RankChoice(self._caches, facts.block_tokens) if facts.ranks > 1 else None
+        self._choice = RankChoice(self._caches, facts.block_tokens)
         self._read_events(facts.sources)
         self._watch = asyncio.create_task(self._watch_server(), name="watch vllm")
         return self._info(facts)
@@ -120,7 +126,7 @@ class VllmEngine:
             token_route=facts.token_route,
         )
         self._open[request_id] = submission
-        self._books.opened(request)
+        self._books.opened(request, self._choice.to_compute(request_id))
         submission.start()
 
     def cancel(self, request_id: RequestId) -> None:
@@ -170,15 +176,13 @@ class VllmEngine:
         if isinstance(item, Finished | Failed):
             self._open.pop(request_id, None)
             self._books.closed(request_id)
-            if self._choice is not None:
-                self._choice.closed(request_id)
+            self._choice.closed(request_id)
         self._say(request_id, item)
 
     def progressed(self, request_id: RequestId) -> None:
         """A prompt is computed."""
         self._books.progressed(request_id)
-        if self._choice is not None:
-            self._choice.progressed(request_id)
+        self._choice.progressed(request_id)
 
     def handed_in(self) -> None:
         """A cache made elsewhere was taken over."""
@@ -244,9 +248,8 @@ class VllmEngine:
             self._feeds.append(feed)
 
     def _rank_headers(self, request: GenerateRequest) -> Headers:
-        if self._choice is None:
-            return ()
-        return (("x-data-parallel-rank", str(self._choice.choose(request))),)
+        rank = self._choice.choose(request)
+        return (("x-data-parallel-rank", str(rank)),) if self._choice.ranks > 1 else ()
 
     async def _watch_server(self) -> None:
         """Read the metrics, and tell when the server is gone. Cancelled: nothing changes."""
@@ -255,6 +258,7 @@ class VllmEngine:
         heard_at = self._clock.now()
         try:
             while died is None or not died.done():
+                asked_at = self._clock.now()
                 try:
                     reply = await self._client.request("GET", "/metrics", timeout_s=METRICS_PATIENCE_S)
                     if reply.status == 200:
@@ -266,7 +270,8 @@ class VllmEngine:
                 if died is None and self._clock.now() - heard_at > METRICS_PATIENCE_S:
                     self._break(f"{self._client.base_url} has not answered for {METRICS_PATIENCE_S:g} s")
                     return
-                await _wait(died, METRICS_INTERVAL_S)
+                pause_s = (self._clock.now() - asked_at) / METRICS_SHARE
+                await _wait(died, min(max(pause_s, METRICS_INTERVAL_S), METRICS_LONGEST_S))
             self._break(died.result())
         finally:
             if died is not None:
