@@ -119,3 +119,7 @@ def test_bars_are_to_one_scale() -> None:
     texts = "".join(root.itertext())
     assert "<b>" in texts
     assert "$4" in texts
+
+
+def test_an_axis_over_next_to_nothing_is_one_over_nothing() -> None:
+    assert linear_axis([5e-324]) == linear_axis([])

@@ -30,7 +30,7 @@ class Axis(NamedTuple):
 def linear_axis(values: Iterable[float], *, ticks: int = 5, tight: bool = False) -> Axis:
     """Return an axis from 0 to a round number above all values; ``tight``: to the largest itself."""
     high = max((value for value in values if math.isfinite(value)), default=0.0)
-    if high <= 0:
+    if high <= _LEAST:
         high = 1.0
     rough = high / ticks
     size = 10.0 ** math.floor(math.log10(rough))
