@@ -32,8 +32,8 @@ from tokenmill.clock import SystemClock
 from tokenmill.protocol.ids import Role
 from tokenmill.serve.engines.remote.child import Child, free_ports
 from tokenmill.serve.engines.remote.http_client import HttpClient
+from tokenmill.serve.engines.remote.readiness import HealthCheck, wait_until_healthy
 from tokenmill.serve.engines.vllm.plan import Ports, VllmOptions, plan_launch
-from tokenmill.serve.engines.vllm.server import wait_until_up
 from tokenmill.serve.engines.vllm.submission import ASK_FOR_HANDOFF
 from tokenmill.testing.checkpoints import make_checkpoint
 
@@ -116,7 +116,7 @@ async def server(asked: VllmOptions) -> AsyncIterator[str]:
     client = HttpClient(plan.url)
     try:
         await child.start()
-        await wait_until_up(client, child, SystemClock(), START_TIMEOUT_S)
+        await wait_until_healthy(client, child, SystemClock(), START_TIMEOUT_S, HealthCheck())
         yield plan.url
     finally:
         await client.close()

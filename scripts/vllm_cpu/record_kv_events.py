@@ -24,9 +24,10 @@ from tokenmill.clock import SystemClock
 from tokenmill.protocol.ids import Role
 from tokenmill.serve.engines.remote.child import Child, free_ports
 from tokenmill.serve.engines.remote.http_client import HttpClient
-from tokenmill.serve.engines.vllm.launch import Parallelism
+from tokenmill.serve.engines.remote.options import Parallelism
+from tokenmill.serve.engines.remote.readiness import HealthCheck, wait_until_healthy
 from tokenmill.serve.engines.vllm.plan import LaunchPlan, Ports, VllmOptions, plan_launch, ranks_of
-from tokenmill.serve.engines.vllm.server import ask, wait_until_up
+from tokenmill.serve.engines.vllm.server import ask
 from tokenmill.testing.checkpoints import make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,7 +135,7 @@ async def record(case: str, python: str, folder: Path) -> dict[str, Any]:
     child, client = Child(case, plan.command, plan.environment), HttpClient(plan.url)
     await child.start()
     try:
-        await wait_until_up(client, child, SystemClock(), 300)
+        await wait_until_healthy(client, child, SystemClock(), 300, HealthCheck())
         facts = await ask(client, "m", plan.sources)
         recorder = Recorder(plan)
         try:

@@ -43,8 +43,7 @@ def what_server_has(factory: Factory, stage: Stage, environment: Mapping[str, st
 
 
 async def _ask(attach: str, key: str, path: str, name: str) -> ServerFacts:
-    headers = (("authorization", f"Bearer {key}"),) if key else ()
-    client = HttpClient(base_of(attach), headers=headers)
+    client = HttpClient(base_of(attach), api_key=key)
     try:
         return await ask(client, path, name, SystemClock(), 0.0)
     finally:

@@ -30,8 +30,7 @@ class HttpProbe:
     def __init__(
         self, url: str, clock: Clock, *, model: str = "", key: str = "", timeout_s: float, seed: int = 0
     ) -> None:
-        headers = (("authorization", f"Bearer {key}"),) if key else ()
-        self._client = HttpClient(url.rstrip("/").removesuffix("/v1"), headers=headers)
+        self._client = HttpClient(url.rstrip("/").removesuffix("/v1"), api_key=key)
         self._clock = clock
         self._model = model
         self._timeout_s = timeout_s

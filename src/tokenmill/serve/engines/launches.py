@@ -7,18 +7,20 @@ nothing and reads no file of the model's.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from tokenmill.serve.engines.remote.gpus import visible_gpus
+from tokenmill.serve.engines.remote.options import LOOPBACK, Parallelism, ServerOptions
 from tokenmill.serve.engines.sglang import launch as sglang
 from tokenmill.serve.engines.trtllm import plan as trtllm
-from tokenmill.serve.engines.trtllm.launch import Ranks
-from tokenmill.serve.engines.vllm.launch import Parallelism
-from tokenmill.serve.engines.vllm.plan import LOOPBACK, Ports, VllmOptions, plan_launch, ranks_of
+from tokenmill.serve.engines.vllm.plan import Ports, VllmOptions, plan_launch, ranks_of
 from tokenmill.spec.models import model_name
 from tokenmill.spec.process import WorkerConfig
+
+_Options = TypeVar("_Options", bound=ServerOptions)
 
 
 class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,8 +58,7 @@ def _vllm_launch(config: WorkerConfig, first_port: int, environment: Mapping[str
         ports = Ports(*(first_port + width * channel for channel in range(4)))
         plan = plan_launch(options, ports)
         return EngineLaunch(command=plan.command, environment=plan.environment, ports=4 * width)
-    address = urlsplit(config.attach)
-    host, port = address.hostname or LOOPBACK, address.port or 80
+    host, port = _address(config.attach)
     reached = host if options.transfer_host == LOOPBACK else options.transfer_host
     options = msgspec.structs.replace(options, transfer_host=reached, run_dir="")
     ports = Ports(port, *(port + 1 + width * channel for channel in range(3)))
@@ -72,8 +73,7 @@ def _sglang_launch(config: WorkerConfig, first_port: int, environment: Mapping[s
         ports = sglang.Ports(*(first_port + width * channel for channel in range(4)))
         plan = sglang.plan_launch(options, ports)
         return EngineLaunch(command=plan.command, environment=plan.environment, ports=4 * width)
-    address = urlsplit(config.attach)
-    host, port = address.hostname or LOOPBACK, address.port or 80
+    host, port = _address(config.attach)
     options = msgspec.structs.replace(options, transfer_host=host, run_dir="")
     ports = sglang.Ports(port, *(port + 1 + width * channel for channel in range(3)))
     plan = sglang.plan_launch(options, ports, here=False)
@@ -83,8 +83,7 @@ def _sglang_launch(config: WorkerConfig, first_port: int, environment: Mapping[s
 def _trtllm_launch(config: WorkerConfig, first_port: int, environment: Mapping[str, str]) -> EngineLaunch:
     options = trtllm_options(config, config.model, environment if not config.attach else {})
     if config.attach:
-        address = urlsplit(config.attach)
-        host, port = address.hostname or LOOPBACK, address.port or 80
+        host, port = _address(config.attach)
         plan = trtllm.plan_launch(options, port, host=host, here=False)
     else:
         plan = trtllm.plan_launch(options, first_port)
@@ -96,64 +95,41 @@ def _trtllm_launch(config: WorkerConfig, first_port: int, environment: Mapping[s
     )
 
 
+def _address(attach: str) -> tuple[str, int]:
+    address = urlsplit(attach)
+    return address.hostname or LOOPBACK, address.port or 80
+
+
 def trtllm_options(config: WorkerConfig, model: str, environment: Mapping[str, str]) -> trtllm.TrtllmOptions:
     """Return what the TensorRT-LLM engine is told. ``model``: the folder or hub id that the server loads."""
-    unnamed = config.attach and not config.model and not config.model_name
-    return trtllm.TrtllmOptions(
-        model=model,
-        model_name="" if unnamed else model_name(config.model_name, config.model),
-        role=config.role,
-        attach=config.attach,
-        api_key=config.attach_key,
-        engine_python=config.engine_python,
-        engine_command=config.engine_command,
-        engine_args=config.engine_args,
-        engine_env={**visible_gpus(config.gpus, environment), **config.engine_env},
-        ranks=Ranks(tp=config.tp, pp=config.pp, dp=config.dp, ep=config.ep),
-        run_dir=config.run_dir,
-        block_tokens=config.block_tokens,
-        kv_blocks=config.kv_blocks,
-        kv_memory_mb=config.kv_memory_mb,
-        max_model_len=config.max_model_len,
-        max_sequences=config.max_sequences,
-        max_waiting=config.max_waiting,
-        token_budget=config.token_budget,
-        dtype=config.dtype,
-        prefix_cache=config.prefix_cache,
-    )
+    return _options(trtllm.TrtllmOptions, config, model, environment)
 
 
 def sglang_options(config: WorkerConfig, model: str, environment: Mapping[str, str]) -> sglang.SglangOptions:
     """Return what the SGLang engine is told. ``model``: the folder or hub id that the server loads."""
-    unnamed = config.attach and not config.model and not config.model_name
-    return sglang.SglangOptions(
-        model=model,
-        model_name="" if unnamed else model_name(config.model_name, config.model),
-        role=config.role,
-        attach=config.attach,
-        api_key=config.attach_key,
-        engine_python=config.engine_python,
-        engine_command=config.engine_command,
-        engine_args=config.engine_args,
-        engine_env={**visible_gpus(config.gpus, environment), **config.engine_env},
-        parallel=sglang.Parallelism(tp=config.tp, pp=config.pp, dp=config.dp, ep=config.ep),
-        transfer_host=config.transfer_host,
-        run_dir=config.run_dir,
-        block_tokens=config.block_tokens,
-        kv_blocks=config.kv_blocks,
-        max_model_len=config.max_model_len,
-        max_sequences=config.max_sequences,
-        max_waiting=config.max_waiting,
-        token_budget=config.token_budget,
-        dtype=config.dtype,
-        prefix_cache=config.prefix_cache,
-    )
+    return _options(sglang.SglangOptions, config, model, environment, transfer_host=config.transfer_host)
 
 
 def vllm_options(config: WorkerConfig, model: str, environment: Mapping[str, str]) -> VllmOptions:
     """Return what the vLLM engine is told. ``model``: the folder or hub id that the server loads."""
+    return _options(
+        VllmOptions,
+        config,
+        model,
+        environment,
+        kv_connector=config.kv_connector,
+        transports=tuple(config.transports),
+        lease_s=config.lease_s,
+        transfer_host=config.transfer_host,
+    )
+
+
+def _options(
+    kind: type[_Options], config: WorkerConfig, model: str, environment: Mapping[str, str], **own: Any
+) -> _Options:
+    """Fill in what all servers are told; ``own``: the fields of this kind alone."""
     unnamed = config.attach and not config.model and not config.model_name
-    return VllmOptions(
+    return kind(
         model=model,
         model_name="" if unnamed else model_name(config.model_name, config.model),
         role=config.role,
@@ -164,10 +140,6 @@ def vllm_options(config: WorkerConfig, model: str, environment: Mapping[str, str
         engine_args=config.engine_args,
         engine_env={**visible_gpus(config.gpus, environment), **config.engine_env},
         parallel=Parallelism(tp=config.tp, pp=config.pp, dp=config.dp, ep=config.ep),
-        kv_connector=config.kv_connector,
-        transports=tuple(config.transports),
-        lease_s=config.lease_s,
-        transfer_host=config.transfer_host,
         run_dir=config.run_dir,
         block_tokens=config.block_tokens,
         kv_blocks=config.kv_blocks,
@@ -178,4 +150,5 @@ def vllm_options(config: WorkerConfig, model: str, environment: Mapping[str, str
         token_budget=config.token_budget,
         dtype=config.dtype,
         prefix_cache=config.prefix_cache,
+        **own,
     )

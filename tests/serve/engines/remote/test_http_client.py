@@ -32,7 +32,7 @@ async def server(serve: Serve) -> AsyncIterator[HttpClient]:
 
     listening = await asyncio.start_server(connected, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
-    client = HttpClient(f"http://127.0.0.1:{port}/base", headers=(("authorization", "Bearer k"),))
+    client = HttpClient(f"http://127.0.0.1:{port}/base", api_key="k")
     try:
         yield client
     finally:

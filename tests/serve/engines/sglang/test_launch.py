@@ -9,13 +9,12 @@ import pytest
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
+from tokenmill.serve.engines.kv_events.rank_events import EventSource
+from tokenmill.serve.engines.remote.options import Parallelism
 from tokenmill.serve.engines.sglang.launch import (
     OURS,
-    EventSource,
-    Parallelism,
     Ports,
     SglangOptions,
-    launch_command,
     plan_launch,
     serve_arguments,
 )
@@ -147,12 +146,13 @@ def test_environment() -> None:
 
 
 def test_what_is_run(tmp_path: Path) -> None:
-    assert launch_command(options())[1:] == ["-m", "sglang.launch_server"]
-    assert launch_command(options(engine_command="docker run sgl")) == ["docker", "run", "sgl"]
+    assert plan_launch(options(), PORTS).command[1:3] == ["-m", "sglang.launch_server"]
+    given = plan_launch(options(engine_command="docker run sgl"), PORTS).command
+    assert given[:3] == ["docker", "run", "sgl"]
     python = tmp_path / "python"
     with pytest.raises(ConfigError, match="engine_python"):
-        launch_command(options(engine_python=str(python)))
-    assert launch_command(options(engine_python=str(python)), here=False)[0] == str(python)
+        plan_launch(options(engine_python=str(python)), PORTS)
+    assert plan_launch(options(engine_python=str(python)), PORTS, here=False).command[0] == str(python)
 
 
 @pytest.mark.parametrize("role", list(Role))

@@ -13,8 +13,8 @@ from tokenmill.clock import SystemClock
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
 from tokenmill.serve.engines.launches import engine_launch
+from tokenmill.serve.engines.remote.options import Parallelism
 from tokenmill.serve.engines.trtllm.engine import TrtllmEngine
-from tokenmill.serve.engines.trtllm.launch import Ranks
 from tokenmill.serve.engines.trtllm.plan import LaunchPlan, TrtllmOptions, plan_launch
 from tokenmill.spec.process import WorkerConfig
 from tokenmill.testing.engine_client import EngineClient, hand_over
@@ -65,7 +65,7 @@ def test_roles(tmp_path: Path, role: Role, transceiver: str | None, serial: bool
 def test_everything_is_understood(tmp_path: Path) -> None:
     engine = understood(
         tmp_path,
-        ranks=Ranks(tp=4, pp=2, ep=2),
+        parallel=Parallelism(tp=4, pp=2, ep=2),
         block_tokens=64,
         kv_blocks=10,
         kv_memory_mb=3,
@@ -85,12 +85,12 @@ def test_everything_is_understood(tmp_path: Path) -> None:
 
 
 def test_attention_by_data() -> None:
-    options = options_of(ranks=Ranks(dp=8, ep=8))
+    options = options_of(parallel=Parallelism(dp=8, ep=8))
     assert (options["tensor_parallel_size"], options["enable_attention_dp"]) == (8, True)
     with pytest.raises(ConfigError, match="dp: 4"):
-        plan(ranks=Ranks(tp=2, dp=2))
+        plan(parallel=Parallelism(tp=2, dp=2))
     with pytest.raises(ConfigError, match="divide"):
-        plan(ranks=Ranks(tp=4, ep=3))
+        plan(parallel=Parallelism(tp=4, ep=3))
 
 
 def test_no_prefix_cache_no_events() -> None:

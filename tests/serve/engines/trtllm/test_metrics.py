@@ -98,7 +98,7 @@ async def test_a_server_that_tells_prometheus_alone(checkpoint: Path) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenmill.serve.engines.trtllm.server.ASK_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("tokenmill.serve.engines.trtllm.engine.LOAD_PATIENCE_S", 0.5)
+    monkeypatch.setattr("tokenmill.serve.engines.remote.served_engine.PATIENCE_S", 0.5)
 
 
 @pytest.mark.usefixtures("impatient")

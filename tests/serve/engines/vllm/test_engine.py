@@ -19,10 +19,10 @@ from tokenmill.protocol.block_hashes import block_hashes
 from tokenmill.protocol.ids import Role
 from tokenmill.protocol.items import Failed, Finished, FinishReason
 from tokenmill.protocol.kv_events import BlocksStored
+from tokenmill.serve.engines.remote import served_engine
 from tokenmill.serve.engines.remote.http_client import HttpClient
-from tokenmill.serve.engines.vllm import engine as module
+from tokenmill.serve.engines.remote.options import Parallelism
 from tokenmill.serve.engines.vllm.engine import VllmEngine
-from tokenmill.serve.engines.vllm.launch import Parallelism
 from tokenmill.serve.engines.vllm.plan import VllmOptions
 from tokenmill.testing.engine_client import EngineClient, finished, hand_over
 
@@ -183,7 +183,7 @@ async def test_what_an_attached_server_does_not_tell(tmp_path: Path) -> None:
 
 
 async def test_an_attached_server_that_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "METRICS_PATIENCE_S", 0.5)
+    monkeypatch.setattr(served_engine, "PATIENCE_S", 0.5)
     owner = EngineClient(engine(tmp_path))
     await owner.__aenter__()
     try:

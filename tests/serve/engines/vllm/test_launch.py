@@ -8,9 +8,9 @@ import pytest
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
+from tokenmill.serve.engines.remote.options import Parallelism
 from tokenmill.serve.engines.vllm.launch import (
     OURS,
-    Parallelism,
     VllmSettings,
     serve_arguments,
     serve_environment,

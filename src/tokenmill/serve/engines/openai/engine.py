@@ -83,8 +83,7 @@ class OpenAiEngine:
             open_s=arguments.breaker_open_s,
             longest_s=arguments.breaker_longest_s,
         )
-        headers = (("authorization", f"Bearer {options.api_key}"),) if options.api_key else ()
-        self._client = HttpClient(base_of(options.attach), headers=headers)
+        self._client = HttpClient(base_of(options.attach), api_key=options.api_key)
         self._output = TurnOutput(self.metrics)
         self._facts: ServerFacts | None = None
         self._running: dict[RequestId, TextSubmission] = {}

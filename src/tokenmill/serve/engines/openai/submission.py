@@ -12,9 +12,15 @@ from tokenmill.errors import ProtocolError, TokenmillError, WorkerFailed
 from tokenmill.protocol.ids import RequestId
 from tokenmill.protocol.items import Failed, Item
 from tokenmill.protocol.text import TextFinished, TextPieces, TextRequest, TextUsage
-from tokenmill.serve.engines.openai.wire import DONE, failure_of, outcome_of, read_piece, request_body
+from tokenmill.serve.engines.openai.wire import failure_of, outcome_of, read_piece, request_body
 from tokenmill.serve.engines.remote.breaker import Outcome
-from tokenmill.serve.engines.remote.http_client import MOST_BODY_BYTES, EventStream, HttpCall, HttpClient
+from tokenmill.serve.engines.remote.http_client import (
+    DONE,
+    MOST_BODY_BYTES,
+    EventStream,
+    HttpCall,
+    HttpClient,
+)
 
 LAST_BYTES_S = 5.0
 """Between the last event of an answer and its end in HTTP."""

@@ -15,7 +15,6 @@ from tokenmill.protocol.items import Failed
 from tokenmill.protocol.text import TextRequest, TextUsage
 from tokenmill.serve.engines.remote.breaker import Outcome
 
-DONE: Final = b"[DONE]"
 """What a stream's last event holds."""
 
 _SHOWN: Final = 300

@@ -59,9 +59,10 @@ class HttpClient:
     """Connections to one server, opened as they are needed and kept for the next request.
 
     ``base_url``: "http://host:port" or "https://...", with a path or without. Raises ConfigError for another.
+    ``api_key``: sent with every request.
     """
 
-    def __init__(self, base_url: str, *, headers: Headers = ()) -> None:
+    def __init__(self, base_url: str, *, api_key: str = "") -> None:
         parts = urlsplit(base_url)
         try:
             port = parts.port
@@ -74,8 +75,9 @@ class HttpClient:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = port or (443 if self._tls else 80)
         self._path = parts.path.rstrip("/")
-        lines = [f"host: {parts.netloc.rpartition('@')[2]}", *(f"{name}: {value}" for name, value in headers)]
-        self._common = "".join(f"{line}\r\n" for line in lines)
+        self._common = f"host: {parts.netloc.rpartition('@')[2]}\r\n"
+        if api_key:
+            self._common += f"authorization: Bearer {api_key}\r\n"
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
         # One a request that waits for its connection; each ends within the connect timeout.
@@ -318,6 +320,10 @@ class _Whole:
             self.reply.set_exception(WorkerFailed(f"the answer is larger than {MOST_BODY_BYTES} bytes"))
         else:
             self.reply.set_result(HttpReply(self._status, b"".join(self._pieces)))
+
+
+DONE = b"[DONE]"
+"""The payload after which OpenAI's streams say nothing more."""
 
 
 class EventStream:

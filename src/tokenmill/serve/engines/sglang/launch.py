@@ -14,8 +14,11 @@ import msgspec
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
+from tokenmill.serve.engines.kv_events.rank_events import EventSource
+from tokenmill.serve.engines.remote.options import LOOPBACK, ServerOptions
+from tokenmill.serve.engines.remote.program import program
 
-LOOPBACK = "127.0.0.1"
+_MODULE = "sglang.launch_server"
 
 BLOCK_TOKENS = 16
 """Tokens in a KV block where the user names no size. SGLang's own 1 would make an event for every token."""
@@ -54,43 +57,11 @@ _ALIASES = {
 }
 
 
-class Parallelism(msgspec.Struct, frozen=True, kw_only=True):
-    """Ranks: tensor, pipeline, data, expert."""
+class SglangOptions(ServerOptions, frozen=True, kw_only=True):
+    """What a worker is told of its engine. ``transfer_host``: where the workers that take the KV cache reach
+    this one's."""
 
-    tp: int = 1
-    pp: int = 1
-    dp: int = 1
-    ep: int = 1
-
-
-class SglangOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is told of its engine. ``attach``: address of a running server; else one is launched.
-
-    ``transfer_host``: where the workers that take the KV cache reach this one's. 0 leaves SGLang's own
-    default. ``engine_args``: names as SGLang's, with "_" or "-".
-    """
-
-    model: str
-    model_name: str
-    role: Role
-    attach: str = ""
-    api_key: str = ""
-    engine_python: str = ""
-    engine_command: str = ""
-    engine_args: Mapping[str, str] = {}
-    engine_env: Mapping[str, str] = {}
-    parallel: Parallelism = Parallelism()
     transfer_host: str = LOOPBACK
-    run_dir: str = ""
-    start_timeout_s: float = 1800.0
-    block_tokens: int = 0
-    kv_blocks: int = 0
-    max_model_len: int = 0
-    max_sequences: int = 256
-    max_waiting: int = 1024
-    token_budget: int = 0
-    dtype: str = "auto"
-    prefix_cache: bool = True
 
 
 class Ports(msgspec.Struct, frozen=True):
@@ -100,13 +71,6 @@ class Ports(msgspec.Struct, frozen=True):
     bootstrap: int
     events: int
     replay: int
-
-
-class EventSource(msgspec.Struct, frozen=True):
-    """Where one data-parallel rank tells its KV events."""
-
-    events: str
-    replay: str | None = None
 
 
 class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,22 +87,13 @@ def plan_launch(options: SglangOptions, ports: Ports, *, here: bool = True) -> L
     be."""
     host = options.transfer_host
     sources = _sources(options, ports)
+    words = program(options, _MODULE, here=here, bare=("python3", "-m", _MODULE))
     return LaunchPlan(
-        command=[*launch_command(options, here=here), *serve_arguments(options, ports)],
+        command=[*words, *serve_arguments(options, ports)],
         environment={"SGLANG_RETURN_ORIGINAL_LOGPROB": "1", **options.engine_env},
         url=f"http://[{host}]:{ports.serve}" if ":" in host else f"http://{host}:{ports.serve}",
         sources=sources,
     )
-
-
-def launch_command(options: SglangOptions, *, here: bool = True) -> list[str]:
-    """Return the words before the options: a command, or a Python that has SGLang. Raises ConfigError."""
-    if options.engine_command:
-        return options.engine_command.split()
-    python = options.engine_python
-    if python and here and not Path(python).exists():
-        raise ConfigError(f"engine_python: there is no {python}", param="engine_python")
-    return [python or "python3", "-m", "sglang.launch_server"]
 
 
 def serve_arguments(options: SglangOptions, ports: Ports) -> list[str]:

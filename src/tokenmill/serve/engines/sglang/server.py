@@ -1,34 +1,24 @@
-"""An SGLang server from our side: waited for, and asked what it is.
+"""An SGLang server from our side: asked what it is.
 
 Exists so that the engine need not care who started the server. It must not know requests.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from tokenmill.clock import Clock
-from tokenmill.errors import ConfigError, TokenmillError, WorkerFailed
+from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
-from tokenmill.serve.engines.remote.child import Child
-from tokenmill.serve.engines.remote.http_client import HttpClient, HttpReply
-from tokenmill.serve.engines.sglang.launch import MODES, EventSource
+from tokenmill.serve.engines.kv_events.rank_events import EventSource
+from tokenmill.serve.engines.remote.http_client import HttpClient
+from tokenmill.serve.engines.remote.questions import ModelCard, get, served_model
+from tokenmill.serve.engines.sglang.launch import MODES
 
 _log = structlog.get_logger(__name__)
-
-ASK_TIMEOUT_S = 10.0
-"""For a question that a living server answers at once."""
-
-HEALTH_TIMEOUT_S = 30.0
-"""For a question that a server answers by making a token; it gives itself 20 seconds."""
-
-POLL_S = 0.25
-"""Between two looks whether a starting server answers."""
 
 FALLBACK_TOKENS = 16_384
 """KV tokens assumed where the server does not tell."""
@@ -92,45 +82,9 @@ class _ServerInfo(msgspec.Struct):
     disable_radix_cache: bool | None = False
 
 
-class _ModelCard(msgspec.Struct):
-    id: str
-    max_model_len: int | None = None
-
-
-class _Models(msgspec.Struct):
-    data: list[_ModelCard] = []
-
-
 class _ModelConfig(msgspec.Struct):
     vocab_size: int = 0
     eos_token_id: int | list[int] | None = None
-
-
-async def wait_until_up(client: HttpClient, child: Child | None, clock: Clock, timeout_s: float) -> None:
-    """Return when the server has made a token for ``/health_generate``. Raises ConfigError when it ends,
-    WorkerFailed when it is not up in time. Cancelled: nothing changes.
-    """
-    deadline = clock.now() + timeout_s
-    died = asyncio.ensure_future(child.died()) if child is not None else None
-    try:
-        while not await is_healthy(client):
-            if died is not None and died.done():
-                raise ConfigError(died.result(), param="engine")
-            if clock.now() > deadline:
-                raise WorkerFailed(f"{client.base_url} did not come up within {timeout_s:g} s")
-            await asyncio.sleep(POLL_S)
-    finally:
-        if died is not None:
-            died.cancel()
-            await asyncio.gather(died, return_exceptions=True)
-
-
-async def is_healthy(client: HttpClient) -> bool:
-    """Whether the server makes tokens. Cancelled: nothing changes."""
-    try:
-        return (await client.request("GET", "/health_generate", timeout_s=HEALTH_TIMEOUT_S)).status == 200
-    except TokenmillError:
-        return False
 
 
 async def ask(
@@ -140,7 +94,7 @@ async def ask(
     where its events are; None: it is asked. Raises ConfigError where it is not what the worker needs.
     """
     info = await _server_info(client)
-    card = await _model(client, model, info)
+    card = await served_model(client, model, info.model_path, Path(info.model_path).name)
     mode = info.disaggregation_mode or MODES[Role.BOTH]
     if mode != MODES[role]:
         raise ConfigError(
@@ -154,7 +108,7 @@ async def ask(
     return facts
 
 
-def _facts(info: _ServerInfo, card: _ModelCard, sources: tuple[EventSource, ...]) -> ServerFacts:
+def _facts(info: _ServerInfo, card: ModelCard, sources: tuple[EventSource, ...]) -> ServerFacts:
     block_tokens = info.page_size or 1
     length = card.max_model_len or info.context_length
     config = _config(info.model_path)
@@ -191,15 +145,11 @@ def _unknown(info: _ServerInfo, length: int | None, sources: tuple[EventSource, 
         yield "metrics: start it with --enable-metrics"
 
 
-async def _get(client: HttpClient, path: str) -> HttpReply:
-    return await client.request("GET", path, timeout_s=ASK_TIMEOUT_S)
-
-
 async def _server_info(client: HttpClient) -> _ServerInfo:
     """Read ``/server_info``, on older servers ``/get_server_info``. Raises ConfigError."""
-    reply = await _get(client, "/server_info")
+    reply = await get(client, "/server_info")
     if reply.status == 404:
-        reply = await _get(client, "/get_server_info")
+        reply = await get(client, "/get_server_info")
     if reply.status in (401, 403):
         raise ConfigError(f"{client.base_url} asks for a key: set attach_key", param="attach_key")
     if reply.status != 200:
@@ -210,22 +160,6 @@ async def _server_info(client: HttpClient) -> _ServerInfo:
         return msgspec.json.decode(reply.body, type=_ServerInfo)
     except msgspec.DecodeError as error:
         raise ConfigError(f"{client.base_url}/server_info: {error}", param="attach") from error
-
-
-async def _model(client: HttpClient, wanted: str, info: _ServerInfo) -> _ModelCard:
-    reply = await _get(client, "/v1/models")
-    try:
-        cards = msgspec.json.decode(reply.body, type=_Models).data
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{client.base_url}/v1/models: {error}", param="attach") from error
-    names = {card.id for card in cards}
-    for card in cards:
-        if not wanted or wanted in (card.id, info.model_path, Path(info.model_path).name):
-            return card
-    if len(cards) == 1:
-        return cards[0]
-    known = ", ".join(sorted(names)) or "none"
-    raise ConfigError(f"{client.base_url} does not serve {wanted!r}; it has {known}", param="attach")
 
 
 def _event_sources(info: _ServerInfo, host: str) -> tuple[EventSource, ...]:

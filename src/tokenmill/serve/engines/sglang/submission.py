@@ -12,16 +12,16 @@ prefill server computes alone.
 from __future__ import annotations
 
 import random
-from typing import Protocol
 
 import msgspec
 
 from tokenmill.errors import ProtocolError, TokenmillError
 from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.handoff import Handoff
-from tokenmill.protocol.ids import RequestId, Role
-from tokenmill.protocol.items import Failed, Finished, FinishReason, Item, Offered, PromptScored, Tokens
-from tokenmill.serve.engines.remote.http_client import EventStream, HttpCall, HttpClient
+from tokenmill.protocol.ids import Role
+from tokenmill.protocol.items import Failed, Finished, FinishReason, Offered, PromptScored, Tokens
+from tokenmill.serve.engines.remote import submission as remote
+from tokenmill.serve.engines.remote.http_client import HttpClient
 from tokenmill.serve.engines.sglang.launch import MODES
 from tokenmill.serve.engines.sglang.losses import Lost, lost_by
 from tokenmill.serve.engines.sglang.server import ServerFacts
@@ -44,67 +44,33 @@ from tokenmill.serve.engines.sglang.wire import (
 PATH = "/generate"
 ABORT_PATH = "/abort_request"
 
-_DONE = b"[DONE]"
 _ROOMS = 2**62
 
 
-class Books(Protocol):
-    """Who is told what comes of a submission."""
-
-    def said(self, request_id: RequestId, item: Item) -> None:
-        """Pass an item on to the frontend."""
-        ...
-
-    def progressed(self, request_id: RequestId) -> None:
-        """The prompt is computed."""
-        ...
-
-    def handed_in(self) -> None:
-        """A cache made elsewhere was taken over."""
-        ...
-
-    def handoff_failed(self, request_id: RequestId, reason: str, why: str) -> None:
-        """A pair did not come together. ``reason``: a word for counting."""
-        ...
-
-    def handed_out(self) -> None:
-        """A cache was offered and taken."""
-        ...
-
-
-class Submission:
-    """``start`` it; it says its items to ``books`` and exactly one end. ``bootstrap_host``: where decode
-    servers find this prefill server."""
+class Submission(remote.Submission):
+    """See the base. ``bootstrap_host``: where decode servers find this prefill server."""
 
     def __init__(
         self,
         request: GenerateRequest,
         client: HttpClient,
         facts: ServerFacts,
-        books: Books,
+        books: remote.Books,
         *,
         bootstrap_host: str = "",
         rank: int | None = None,
     ) -> None:
-        self._request = request
-        self._client = client
+        super().__init__(request, client, books)
         self._facts = facts
-        self._books = books
         self._bootstrap_host = bootstrap_host
         self._rank = rank
         # SGLang aborts every request whose id begins with the one it is given: no id may begin another.
         self._rid = f"{request.request_id}|"
         self._paired = False
         self._asks_for_scores = False
-        self._call: HttpCall | None = None
-        self._status = 0
-        self._whole: list[bytes] | None = None  # an error's body, or an answer that is not streamed
-        self._events = EventStream()
-        self._index = len(request.output)
         self._seen = 0
         self._ended_by: FinishedBecause | None = None
         self._tail = Finished(self._index, [], FinishReason.LENGTH)
-        self._over = False
 
     def start(self) -> None:
         """Send the request in the way its role asks for."""
@@ -121,18 +87,6 @@ class Submission:
         else:
             why = f"an SGLang server in {mode} mode serves nobody alone; it needs a partner"
             self._end(Failed(503, "needs_partner", why, retryable=True))
-
-    def cancel(self) -> None:
-        """Stop it. Says ``Finished`` with reason cancelled."""
-        if not self._over:
-            self._abandon()
-            self._end(Finished(self._index, [], FinishReason.CANCELLED))
-
-    def fail(self, failure: Failed) -> None:
-        """End it badly."""
-        if not self._over:
-            self._abandon()
-            self._end(failure)
 
     def _room(self) -> int:
         """Return a room that no other request has: 0 means none to SGLang, and 63 bits are what it can count.
@@ -188,7 +142,6 @@ class Submission:
 
     def _send(self, *, stream: bool, pairing: Pairing | None = None, scores_of_prompt: bool = False) -> None:
         self._asks_for_scores = scores_of_prompt
-        self._whole = None if stream else []
         alone = self._facts.mode == MODES[Role.BOTH]
         body = generate_body(
             self._request,
@@ -198,53 +151,19 @@ class Submission:
             scores_of_prompt=scores_of_prompt,
             rank=self._rank if alone else None,
         )
-        self._call = self._client.send("POST", PATH, self, body=body)
+        self._post(PATH, body, stream=stream)
 
     def _abandon(self) -> None:
         """Hang up and say so: on its own a server looks every few seconds only whether somebody listens."""
         if self._call is not None and not self._call.over:
-            self._call.cancel()
+            self._hang_up()
             body = msgspec.json.encode({"rid": self._rid})
             self._client.send("POST", ABORT_PATH, _Unheard(), body=body)
 
     # The answer ---------------------------------------------------------------------------------------
 
-    def began(self, status: int) -> None:
-        """``AnswerListener``: the head is there."""
-        self._status = status
-        if status != 200:
-            self._whole = []
-
-    def data(self, piece: bytes) -> None:
-        """``AnswerListener``: a piece of the body."""
-        if self._over:
-            return
-        if self._whole is not None:
-            self._whole.append(piece)
-            return
-        try:
-            for payload in self._events.feed(piece):
-                self._event(payload)
-                if self._is_over():
-                    return
-        except TokenmillError as error:
-            self.fail(Failed(502, "engine_broken", error.message, retryable=True))
-
-    def _is_over(self) -> bool:
-        return self._over
-
-    def ended(self, error: TokenmillError | None) -> None:
-        """``AnswerListener``: the answer is complete or broke."""
-        if self._over:
-            return
-        if error is not None:
-            self._end(Failed(502, "engine_lost", error.message, retryable=True))
-        elif self._whole is None:
-            self._complete()
-        elif self._status != 200:
-            self._refused(failure_of(self._status, b"".join(self._whole)))
-        else:
-            self._answered(b"".join(self._whole))
+    def _failure(self, status: int, payload: bytes) -> Failed:
+        return failure_of(status, payload)
 
     def _refused(self, failure: Failed) -> None:
         """The server says no. Of a pair, its own failures (500) are those to come together or to hand
@@ -259,16 +178,10 @@ class Submission:
         self._end(Failed(503, HANDOFF_FAILED, why, retryable=True))
 
     def _event(self, payload: bytes) -> None:
-        if self._over:
-            return
-        if payload == _DONE:
-            self._complete()
-            return
         chunk = read_chunk(payload)
         failure = error_of(chunk)
         if failure is not None:
-            assert self._call is not None
-            self._call.cancel()
+            self._hang_up()
             self._refused(failure)
             return
         self._piece(chunk)
@@ -356,10 +269,6 @@ class Submission:
         ends = token in sampling.stop_token_ids
         ends = ends or (token in self._facts.eos_token_ids and not sampling.ignore_eos)
         return FinishedBecause("stop", token) if ends else ended_by
-
-    def _end(self, item: Finished | Failed) -> None:
-        self._over = True
-        self._books.said(self._request.request_id, item)
 
 
 class _Unheard:

@@ -15,6 +15,7 @@ import yaml
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
+from tokenmill.serve.engines.remote.options import LOOPBACK, Parallelism
 
 OURS = {
     "host": "the worker chooses it, so that nobody else reaches the engine; use attach for one of your own",
@@ -57,15 +58,6 @@ DEFAULT_BLOCK_TOKENS = 32
 Options = dict[str, object]
 
 
-class Ranks(msgspec.Struct, frozen=True, kw_only=True):
-    """Tensor and pipeline parallel, attention data parallel, and those that share the experts."""
-
-    tp: int = 1
-    pp: int = 1
-    dp: int = 1
-    ep: int = 1
-
-
 class TrtllmSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a launched server is told. ``arguments``: the user's engine_args. 0 leaves the server's own
     default."""
@@ -74,8 +66,8 @@ class TrtllmSettings(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     port: int
     options_file: str
-    host: str = "127.0.0.1"
-    ranks: Ranks = Ranks()
+    host: str = LOOPBACK
+    parallel: Parallelism = Parallelism()
     block_tokens: int = 0
     kv_blocks: int = 0
     kv_memory_mb: int = 0
@@ -99,16 +91,16 @@ def serve_arguments(settings: TrtllmSettings) -> list[str]:
 def serve_options(settings: TrtllmSettings) -> Options:
     """Return the content of the options file. Raises ConfigError for arguments that cannot be."""
     options: Options = {
-        "tensor_parallel_size": _tensor_ranks(settings.ranks),
+        "tensor_parallel_size": _tensor_ranks(settings.parallel),
         "enable_iter_perf_stats": True,
         "kv_cache_config": _cache_options(settings),
     }
-    if settings.ranks.pp > 1:
-        options["pipeline_parallel_size"] = settings.ranks.pp
-    if settings.ranks.dp > 1:
+    if settings.parallel.pp > 1:
+        options["pipeline_parallel_size"] = settings.parallel.pp
+    if settings.parallel.dp > 1:
         options["enable_attention_dp"] = True
-    if settings.ranks.ep > 1:
-        options["moe_expert_parallel_size"] = settings.ranks.ep
+    if settings.parallel.ep > 1:
+        options["moe_expert_parallel_size"] = settings.parallel.ep
     numbers = {
         "max_batch_size": settings.max_sequences,
         "max_seq_len": settings.max_model_len,
@@ -146,7 +138,7 @@ def _given(settings: TrtllmSettings) -> dict[str, str]:
     return given
 
 
-def _tensor_ranks(ranks: Ranks) -> int:
+def _tensor_ranks(ranks: Parallelism) -> int:
     if ranks.dp > 1 and ranks.tp > 1:
         raise ConfigError(
             "parallel: TensorRT-LLM spreads attention over all ranks either by tensors or by data; "

@@ -5,53 +5,26 @@ Plain functions, so that what ``tokenmill render`` shows is what a worker runs. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from tokenmill.protocol.ids import Role
+from tokenmill.serve.engines.remote.options import LOOPBACK, ServerOptions
+from tokenmill.serve.engines.remote.program import program
 from tokenmill.serve.engines.trtllm.launch import (
-    Ranks,
     TrtllmSettings,
     options_text,
     serve_arguments,
     serve_environment,
     serve_options,
 )
-from tokenmill.serve.engines.trtllm.server import launch_command
-
-LOOPBACK = "127.0.0.1"
 
 
-class TrtllmOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is told of its engine. ``attach``: address of a running server; else one is launched.
+class TrtllmOptions(ServerOptions, frozen=True, kw_only=True):
+    """What a worker is told of its engine. ``checkpoint``: the model's folder, where it is on this
+    machine."""
 
-    ``checkpoint``: the model's folder, where it is on this machine.
-    """
-
-    model: str
-    model_name: str
-    role: Role
     checkpoint: Path | None = None
-    attach: str = ""
-    api_key: str = ""
-    engine_python: str = ""
-    engine_command: str = ""
-    engine_args: Mapping[str, str] = {}
-    engine_env: Mapping[str, str] = {}
-    ranks: Ranks = Ranks()
-    run_dir: str = ""
-    start_timeout_s: float = 1800.0
-    block_tokens: int = 0
-    kv_blocks: int = 0
-    kv_memory_mb: int = 0
-    max_model_len: int = 0
-    max_sequences: int = 256
-    max_waiting: int = 1024
-    token_budget: int = 0
-    dtype: str = "auto"
-    prefix_cache: bool = True
 
 
 class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +49,7 @@ def plan_launch(options: TrtllmOptions, port: int, *, host: str = LOOPBACK, here
         host=host,
         port=port,
         options_file=str(Path(options.run_dir) / f"trtllm-{port}.yaml"),
-        ranks=options.ranks,
+        parallel=options.parallel,
         block_tokens=options.block_tokens,
         kv_blocks=options.kv_blocks,
         kv_memory_mb=options.kv_memory_mb,
@@ -87,7 +60,13 @@ def plan_launch(options: TrtllmOptions, port: int, *, host: str = LOOPBACK, here
         prefix_cache=options.prefix_cache,
         arguments=options.engine_args,
     )
-    words = launch_command(options.engine_python, options.engine_command, here=here)
+    words = program(
+        options,
+        "tensorrt_llm.commands.serve",
+        here=here,
+        subcommand=("serve",),
+        bare=("trtllm-serve", "serve"),
+    )
     return LaunchPlan(
         command=[*words, *serve_arguments(settings)],
         environment={**serve_environment(), **options.engine_env},

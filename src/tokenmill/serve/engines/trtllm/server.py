@@ -1,4 +1,4 @@
-"""A TensorRT-LLM server from our side: started here or found running, and asked what it is.
+"""A TensorRT-LLM server from our side: asked what it is.
 
 Exists so that the engine need not care who started the server. It must not know requests from frontends.
 """
@@ -6,7 +6,6 @@ Exists so that the engine need not care who started the server. It must not know
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
 import msgspec
 import structlog
@@ -14,7 +13,8 @@ import structlog
 from tokenmill.errors import ConfigError, ProtocolError, TokenmillError
 from tokenmill.protocol.ids import Role
 from tokenmill.serve.engines.remote.gauges import EngineGauges
-from tokenmill.serve.engines.remote.http_client import HttpClient, HttpReply
+from tokenmill.serve.engines.remote.http_client import HttpClient
+from tokenmill.serve.engines.remote.questions import ASK_TIMEOUT_S, get, served_model, version_of
 from tokenmill.serve.engines.trtllm.checkpoint import CheckpointFacts
 from tokenmill.serve.engines.trtllm.launch import DEFAULT_BLOCK_TOKENS
 from tokenmill.serve.engines.trtllm.metrics import IterationStats, read_prometheus
@@ -22,9 +22,6 @@ from tokenmill.serve.engines.trtllm.submission import FIRST_GLOBAL_ID, PATH, Dia
 from tokenmill.serve.engines.trtllm.wire import CONTEXT_ONLY, ID_FIELD, Params, failure_of, read_chunk
 
 _log = structlog.get_logger(__name__)
-
-ASK_TIMEOUT_S = 10.0
-"""For a question that a living server answers at once; some versions hold metrics back for two seconds."""
 
 TRIAL_TIMEOUT_S = 120.0
 """For one token: the first request of a server may compile kernels."""
@@ -78,18 +75,6 @@ class LoadReader:
         return None
 
 
-class _ModelCard(msgspec.Struct):
-    id: str
-
-
-class _Models(msgspec.Struct):
-    data: list[_ModelCard] = []
-
-
-class _Version(msgspec.Struct):
-    version: str = ""
-
-
 class _Schema(msgspec.Struct):
     properties: dict[str, object] = {}
 
@@ -104,23 +89,16 @@ class _OpenApi(msgspec.Struct):
 
 async def ask_dialect(client: HttpClient, checkpoint: CheckpointFacts) -> tuple[Dialect, str]:
     """Return what the server understands, and its version. Raises ConfigError, WorkerLost."""
-    reply = await _get(client, "/v1/models")
-    try:
-        cards = msgspec.json.decode(reply.body, type=_Models).data
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{client.base_url}/v1/models: {error}", param="attach") from error
-    if not cards:
-        raise ConfigError(f"{client.base_url} serves no model", param="attach")
+    model = (await served_model(client, "")).id
     schemas = await _schemas(client)
     asked, disagg = schemas.get("CompletionRequest"), schemas.get("DisaggregatedParams")
-    model = cards[0].id
     dialect = Dialect(
         model=model,
         fields=frozenset(asked.properties) if asked is not None and asked.properties else None,
         disagg_fields=frozenset(disagg.properties) if disagg is not None else await _try_ids(client, model),
         end_ids=frozenset(checkpoint.end_ids),
     )
-    return dialect, await _version(client)
+    return dialect, await version_of(client)
 
 
 async def try_one_token(client: HttpClient, dialect: Dialect) -> None:
@@ -171,20 +149,6 @@ def facts_of(
     )
 
 
-def launch_command(engine_python: str, engine_command: str, *, here: bool = True) -> list[str]:
-    """Return the words before the model: a Python that has TensorRT-LLM, a command, or the one on the path.
-
-    ``here``: it runs on this machine, so that the Python must be there. Raises ConfigError.
-    """
-    if engine_command:
-        return [*engine_command.split(), "serve"]
-    if engine_python:
-        if here and not Path(engine_python).exists():
-            raise ConfigError(f"engine_python: there is no {engine_python}", param="engine_python")
-        return [engine_python, "-m", "tensorrt_llm.commands.serve", "serve"]
-    return ["trtllm-serve", "serve"]
-
-
 def warn_of_role(dialect: Dialect, role: Role) -> None:
     """Say what a role cannot have from this server."""
     known = dialect.disagg_fields
@@ -195,7 +159,7 @@ def warn_of_role(dialect: Dialect, role: Role) -> None:
 async def _schemas(client: HttpClient) -> dict[str, _Schema]:
     """Read ``/openapi.json``, which the server's web framework makes from its request types."""
     try:
-        reply = await _get(client, "/openapi.json")
+        reply = await get(client, "/openapi.json")
         return (
             msgspec.json.decode(reply.body, type=_OpenApi).components.schemas if reply.status == 200 else {}
         )
@@ -212,15 +176,3 @@ async def _try_ids(client: HttpClient, model: str) -> frozenset[str]:
     words = reply.body.decode(errors="replace")
     told = 400 <= reply.status < 500 and "no_such_field" in words
     return frozenset((ID_FIELD,)) if told and ID_FIELD not in words else frozenset()
-
-
-async def _get(client: HttpClient, path: str) -> HttpReply:
-    return await client.request("GET", path, timeout_s=ASK_TIMEOUT_S)
-
-
-async def _version(client: HttpClient) -> str:
-    reply = await _get(client, "/version")
-    try:
-        return msgspec.json.decode(reply.body, type=_Version).version
-    except msgspec.DecodeError:
-        return ""

@@ -7,16 +7,16 @@ Exists so that the engine only keeps books. It must not know how the server was 
 from __future__ import annotations
 
 import secrets
-from typing import Protocol
 
 import msgspec
 
-from tokenmill.errors import ProtocolError, TokenmillError
+from tokenmill.errors import ProtocolError
 from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.handoff import Handoff
-from tokenmill.protocol.ids import RequestId, Role
-from tokenmill.protocol.items import Failed, Finished, FinishReason, Item, Offered, Tokens
-from tokenmill.serve.engines.remote.http_client import EventStream, HttpCall, HttpClient
+from tokenmill.protocol.ids import Role
+from tokenmill.protocol.items import Failed, Finished, FinishReason, Offered, Tokens
+from tokenmill.serve.engines.remote import submission as remote
+from tokenmill.serve.engines.remote.http_client import HttpClient
 from tokenmill.serve.engines.trtllm.losses import Lost, lost_by
 from tokenmill.serve.engines.trtllm.wire import (
     CONTEXT_ONLY,
@@ -38,9 +38,11 @@ PATH = "/v1/completions"
 FIRST_GLOBAL_ID = 1 << 40
 """A server's own request ids lie below; ids given by others must lie from here up to 2**63."""
 
-_DONE = b"[DONE]"
 _GOES_ON = ("length", "not_finished")
 """How a prefill's answer ends that is to be continued; older servers say the one, newer ones the other."""
+
+_REASONS = {"engine_lost": Lost.RECEIVER_LOST, "engine_broken": Lost.ENGINE}
+"""By a failure's code, where that says more than its words."""
 
 
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,52 +56,22 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     end_ids: frozenset[int] = frozenset()
 
 
-class Books(Protocol):
-    """Who is told what comes of a submission."""
+class Submission(remote.Submission):
+    """See the base. ``dialect``: what the server understands."""
 
-    def said(self, request_id: RequestId, item: Item) -> None:
-        """Pass an item on to the frontend."""
-        ...
-
-    def progressed(self, request_id: RequestId) -> None:
-        """The prompt's first token is there."""
-        ...
-
-    def handed_in(self) -> None:
-        """A cache made elsewhere was taken over."""
-        ...
-
-    def handed_out(self) -> None:
-        """A cache was offered."""
-        ...
-
-    def handoff_failed(self, request_id: RequestId, reason: str, why: str) -> None:
-        """A cache made elsewhere did not come; the prompt is computed here. ``reason``: in a word."""
-        ...
-
-
-class Submission:
-    """``start`` it; it says its items to ``books`` and exactly one end, also when cancelled."""
-
-    def __init__(self, request: GenerateRequest, client: HttpClient, dialect: Dialect, books: Books) -> None:
-        self._request = request
-        self._client = client
+    def __init__(
+        self, request: GenerateRequest, client: HttpClient, dialect: Dialect, books: remote.Books
+    ) -> None:
+        super().__init__(request, client, books)
         self._dialect = dialect
-        self._books = books
         self._offer: KvOffer | None = None
         self._prefill_id: int | None = None
         self._prefills = False
-        self._call: HttpCall | None = None
-        self._status = 0
-        self._whole: list[bytes] | None = None  # an error's body, or an answer that is not streamed
-        self._events = EventStream()
-        self._index = len(request.output)
         self._placed = False  # whether the first piece's place in the output is known
         self._said = False  # whether tokens went out that the client must not get anew
         self._last: Choice | None = None
         self._tail: Tokens | None = None
         self._cached_tokens = 0
-        self._over = False
 
     def start(self) -> None:
         """Send the request in the way its role asks for."""
@@ -111,20 +83,6 @@ class Submission:
             self._start_decode(request.handoff)
         else:
             self._send(stream=True)
-
-    def cancel(self) -> None:
-        """Stop it: the server aborts a request whose connection closes. Says ``Finished``, cancelled."""
-        if not self._over:
-            if self._call is not None:
-                self._call.cancel()
-            self._end(Finished(self._index, [], FinishReason.CANCELLED))
-
-    def fail(self, failure: Failed) -> None:
-        """End it badly."""
-        if not self._over:
-            if self._call is not None:
-                self._call.cancel()
-            self._end(failure)
 
     # Sending ------------------------------------------------------------------------------------------
 
@@ -152,8 +110,7 @@ class Submission:
         """Forget the cache made elsewhere and go on from the first token that it came with, if it is known:
         the client has it already."""
         offer, self._offer = self._offer, None
-        if self._call is not None:
-            self._call.cancel()
+        self._hang_up()
         self._placed, self._last, self._tail = False, None, None
         self._books.handoff_failed(self._request.request_id, reason.value, why)
         self._send(stream=True, first_token=None if offer is None else offer.first_token)
@@ -167,74 +124,33 @@ class Submission:
             why = f"the engine's /v1/completions does not know {', '.join(unknown)}"
             self._end(Failed(400, "unsupported", why))
             return
-        self._whole = None if stream else []
-        self._events = EventStream()
-        data = msgspec.json.encode(body)
-        self._call = self._client.send("POST", PATH, self, body=data)
+        self._post(PATH, msgspec.json.encode(body), stream=stream)
 
     # The answer ---------------------------------------------------------------------------------------
 
-    def began(self, status: int) -> None:
-        """``AnswerListener``: the head is there."""
-        self._status = status
-        if status != 200:
-            self._whole = []
+    def _failure(self, status: int, payload: bytes) -> Failed:
+        return failure_of(status, payload)
 
-    def data(self, piece: bytes) -> None:
-        """``AnswerListener``: a piece of the body."""
-        if self._over:
-            return
-        if self._whole is not None:
-            self._whole.append(piece)
-            return
-        call = self._call
-        try:
-            for payload in self._events.feed(piece):
-                self._event(payload)
-                if self._over or self._call is not call:
-                    return  # that event has ended it, or sent it anew
-        except TokenmillError as error:
-            self._broke(error.message)
-
-    def ended(self, error: TokenmillError | None) -> None:
-        """``AnswerListener``: the answer is complete or broke."""
-        if self._over:
-            return
-        if error is not None:
-            self._refused(Lost.RECEIVER_LOST, Failed(502, "engine_lost", error.message, retryable=True))
-        elif self._whole is None:
-            self._complete()
-        elif self._status != 200:
-            failure = failure_of(self._status, b"".join(self._whole))
-            self._refused(lost_by(failure.message), failure)
-        else:
-            self._answered(b"".join(self._whole))
-
-    def _refused(self, reason: Lost, failure: Failed) -> None:
+    def _refused(self, failure: Failed) -> None:
         """A decode whose cache does not come is computed here, as long as nothing has been said. The server
         calls whatever goes wrong a bad request (400): a truly bad one fails again, elsewhere too."""
         if self._offer is not None and not self._said:
-            self._compute_here(reason, failure.message)
+            self._compute_here(_REASONS.get(failure.code) or lost_by(failure.message), failure.message)
         elif self._prefills:
             self._end(msgspec.structs.replace(failure, status=max(502, failure.status), retryable=True))
         else:
             self._end(failure)
 
     def _broke(self, why: str) -> None:
-        if self._call is not None:
-            self._call.cancel()
-        self._refused(Lost.ENGINE, Failed(502, "engine_broken", why, retryable=True))
+        self._hang_up()
+        self._refused(Failed(502, "engine_broken", why, retryable=True))
 
     def _event(self, payload: bytes) -> None:
-        if payload == _DONE:
-            self._complete()
-            return
         chunk = read_chunk(payload)
         failure = error_of(chunk)
         if failure is not None:
-            assert self._call is not None
-            self._call.cancel()
-            self._refused(lost_by(failure.message), failure)
+            self._hang_up()
+            self._refused(failure)
             return
         counted = None
         if chunk.usage is not None:
@@ -290,7 +206,7 @@ class Submission:
             return
         if last.finish_reason not in ("stop", "length"):
             why = f"the engine gave the request up ({last.finish_reason})"
-            self._refused(lost_by(why), Failed(503, "engine_aborted", why, retryable=True))
+            self._refused(Failed(503, "engine_aborted", why, retryable=True))
             return
         self._end(self._finished(last, tail))
 
@@ -350,7 +266,3 @@ class Submission:
             cached_tokens=self._cached_tokens,
             logprobs=first.logprobs,
         )
-
-    def _end(self, item: Finished | Failed) -> None:
-        self._over = True
-        self._books.said(self._request.request_id, item)

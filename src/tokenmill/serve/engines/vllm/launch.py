@@ -15,6 +15,7 @@ import msgspec
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
+from tokenmill.serve.engines.remote.options import LOOPBACK, Parallelism
 from tokenmill.serve.engines.vllm.connector.settings import CONNECTOR, ConnectorSettings, transfer_config
 
 CONNECTOR_PATH = Path(__file__).parent / "connector" / "on_path"
@@ -48,15 +49,6 @@ _KV_ROLES = {
 }
 
 
-class Parallelism(msgspec.Struct, frozen=True, kw_only=True):
-    """Ranks: tensor, pipeline, data (of the attention), experts spread over all of them."""
-
-    tp: int = 1
-    pp: int = 1
-    dp: int = 1
-    ep: int = 1
-
-
 class VllmSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a launched server is told. ``arguments``: the user's engine_args, names as vLLM's with "_" or "-".
 
@@ -73,8 +65,8 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True):
     replay: str
     side_channel_port: int
     connector: ConnectorSettings | None = None
-    host: str = "127.0.0.1"
-    side_channel_host: str = "127.0.0.1"
+    host: str = LOOPBACK
+    side_channel_host: str = LOOPBACK
     parallel: Parallelism = Parallelism()
     block_tokens: int = 0
     kv_blocks: int = 0

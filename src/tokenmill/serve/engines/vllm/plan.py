@@ -5,57 +5,33 @@ Plain functions, so that what ``tokenmill render`` shows is what a worker runs. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from tokenmill.protocol.ids import Role
+from tokenmill.serve.engines.kv_events.rank_events import EventSource
+from tokenmill.serve.engines.remote.options import LOOPBACK, Parallelism, ServerOptions
+from tokenmill.serve.engines.remote.program import program
 from tokenmill.serve.engines.vllm.connector.settings import ConnectorSettings
 from tokenmill.serve.engines.vllm.launch import (
-    Parallelism,
     VllmSettings,
     connector_environment,
     serve_arguments,
     serve_environment,
 )
-from tokenmill.serve.engines.vllm.server import EventSource, launch_command
-
-LOOPBACK = "127.0.0.1"
 
 
-class VllmOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is told of its engine. ``attach``: address of a running server; else one is launched.
+class VllmOptions(ServerOptions, frozen=True, kw_only=True):
+    """What a worker is told of its engine.
 
     ``transfer_host``: where the workers that take or give the KV cache reach this one's. ``transports``,
     ``lease_s``: of our own connector.
     """
 
-    model: str
-    model_name: str
-    role: Role
-    attach: str = ""
-    api_key: str = ""
-    engine_python: str = ""
-    engine_command: str = ""
-    engine_args: Mapping[str, str] = {}
-    engine_env: Mapping[str, str] = {}
-    parallel: Parallelism = Parallelism()
     kv_connector: str = "nixl"
     transports: tuple[str, ...] = ("shm", "tcp")
     lease_s: float = 30.0
     transfer_host: str = LOOPBACK
-    run_dir: str = ""
-    start_timeout_s: float = 1800.0
-    block_tokens: int = 0
-    kv_blocks: int = 0
-    kv_memory_mb: int = 0
-    max_model_len: int = 0
-    max_sequences: int = 256
-    max_waiting: int = 1024
-    token_budget: int = 0
-    dtype: str = "auto"
-    prefix_cache: bool = True
 
 
 class Ports(msgspec.Struct, frozen=True):
@@ -108,7 +84,9 @@ def plan_launch(options: VllmOptions, ports: Ports, *, host: str = LOOPBACK, her
         prefix_cache=options.prefix_cache,
         arguments=options.engine_args,
     )
-    words = launch_command(options.engine_python, options.engine_command, here=here)
+    words = program(
+        options, "vllm.entrypoints.cli.main", here=here, subcommand=("serve",), bare=("vllm", "serve")
+    )
     return LaunchPlan(
         command=[*words, *serve_arguments(settings)],
         environment={

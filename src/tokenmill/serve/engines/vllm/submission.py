@@ -10,13 +10,14 @@ from typing import Protocol
 import msgspec
 
 from tokenmill.clock import Clock
-from tokenmill.errors import ProtocolError, TokenmillError
+from tokenmill.errors import ProtocolError
 from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.handoff import Handoff
 from tokenmill.protocol.handoffs import VLLM_TRANSPORTS
 from tokenmill.protocol.ids import RequestId, Role
-from tokenmill.protocol.items import Failed, Finished, FinishReason, Item, Offered, PromptScored, Tokens
-from tokenmill.serve.engines.remote.http_client import EventStream, Headers, HttpCall, HttpClient
+from tokenmill.protocol.items import Failed, Finished, FinishReason, Offered, PromptScored, Tokens
+from tokenmill.serve.engines.remote import submission as remote
+from tokenmill.serve.engines.remote.http_client import Headers, HttpClient
 from tokenmill.serve.engines.vllm.losses import Lost, lost_by
 from tokenmill.serve.engines.vllm.wire import (
     COMPLETIONS_PATH,
@@ -44,42 +45,22 @@ ASK_FOR_HANDOFF: dict[str, object] = {
 }
 """What vLLM's connectors want to hear from whoever asks for a prefill that is decoded elsewhere."""
 
-_DONE = b"[DONE]"
-
 _FULL = 429
 """The server has no room: computing the prompt there needs more of it."""
 
 
-class Books(Protocol):
+class Books(remote.Books, Protocol):
     """Who is told what comes of a submission."""
-
-    def said(self, request_id: RequestId, item: Item) -> None:
-        """Pass an item on to the frontend."""
-        ...
-
-    def progressed(self, request_id: RequestId) -> None:
-        """The prompt's first token is there."""
-        ...
-
-    def handed_in(self) -> None:
-        """A cache made elsewhere was taken over."""
-        ...
-
-    def handoff_failed(self, request_id: RequestId, reason: str, why: str) -> None:
-        """A cache made elsewhere did not come; the prompt is computed here. ``reason``: for counting."""
-        ...
 
     def clue(self, request_id: RequestId) -> str:
         """What the server wrote to its log about a failed transfer; "" where that is not known."""
         ...
 
-    def handed_out(self) -> None:
-        """A cache was offered."""
-        ...
 
+class Submission(remote.Submission):
+    """See the base. ``headers``: sent with the request; ``lease_s``: how long an offered cache is kept."""
 
-class Submission:
-    """``start`` it; it says its items to ``books`` and exactly one end, unless it is cancelled."""
+    _books: Books
 
     def __init__(
         self,
@@ -94,10 +75,8 @@ class Submission:
         transport: str = VLLM_TRANSPORTS["nixl"],
         token_route: bool = False,
     ) -> None:
-        self._request = request
-        self._client = client
+        super().__init__(request, client, books)
         self._model = model
-        self._books = books
         self._headers = headers
         self._clock = clock
         self._lease_s = lease_s
@@ -105,15 +84,9 @@ class Submission:
         self._token_route = token_route
         self._offer: KvOffer | None = None
         self._lost: tuple[Lost | None, str] | None = None
-        self._call: HttpCall | None = None
-        self._status = 0
-        self._whole: list[bytes] | None = None  # an error's body, or an answer that is not streamed
-        self._events = EventStream()
-        self._index = len(request.output)
         self._last: Choice | None = None
         self._tail: list[int] = []
         self._cached_tokens = 0
-        self._over = False
 
     def start(self) -> None:
         """Send the request in the way its role asks for."""
@@ -124,20 +97,6 @@ class Submission:
             self._start_decode(request.handoff)
         else:
             self._send_here()
-
-    def cancel(self) -> None:
-        """Stop it: vLLM aborts a request whose connection closes. Says ``Finished`` with reason cancelled."""
-        if not self._over:
-            if self._call is not None:
-                self._call.cancel()
-            self._end(Finished(self._index, [], FinishReason.CANCELLED))
-
-    def fail(self, failure: Failed) -> None:
-        """End it badly."""
-        if not self._over:
-            if self._call is not None:
-                self._call.cancel()
-            self._end(failure)
 
     # Sending ------------------------------------------------------------------------------------------
 
@@ -168,8 +127,7 @@ class Submission:
         side's, which the client has already."""
         self._offer = None
         self._lost = (reason, why)
-        if self._call is not None:
-            self._call.cancel()
+        self._hang_up()
         if first_token is not None:
             self._index += 1
         self._send_here(first_token)
@@ -201,48 +159,13 @@ class Submission:
             first_token=first_token,
             kv_transfer_params=kv_transfer_params,
         )
-        self._whole = None if stream else []
-        self._events = EventStream()
         headers = (("x-request-id", self._request.request_id), *self._headers)
-        path = GENERATE_PATH if own_route else COMPLETIONS_PATH
-        self._call = self._client.send("POST", path, self, body=body, headers=headers)
+        self._post(GENERATE_PATH if own_route else COMPLETIONS_PATH, body, headers, stream=stream)
 
     # The answer ---------------------------------------------------------------------------------------
 
-    def began(self, status: int) -> None:
-        """``AnswerListener``: the head is there."""
-        self._status = status
-        if status != 200:
-            self._whole = []
-
-    def data(self, piece: bytes) -> None:
-        """``AnswerListener``: a piece of the body."""
-        if self._over:
-            return
-        if self._whole is not None:
-            self._whole.append(piece)
-            return
-        call = self._call
-        try:
-            for payload in self._events.feed(piece):
-                self._event(payload)
-                if self._over or self._call is not call:
-                    return  # that event has ended it, or sent it anew
-        except TokenmillError as error:
-            self.fail(Failed(502, "engine_broken", error.message, retryable=True))
-
-    def ended(self, error: TokenmillError | None) -> None:
-        """``AnswerListener``: the answer is complete or broke."""
-        if self._over:
-            return
-        if error is not None:
-            self._refused(Failed(502, "engine_lost", error.message, retryable=True))
-        elif self._whole is None:
-            self._complete()
-        elif self._status != 200:
-            self._refused(failure_of(self._status, b"".join(self._whole)))
-        else:
-            self._answered(b"".join(self._whole))
+    def _failure(self, status: int, payload: bytes) -> Failed:
+        return failure_of(status, payload)
 
     def _refused(self, failure: Failed) -> None:
         """A decode whose cache does not come is computed here, as long as nothing has been said."""
@@ -252,16 +175,10 @@ class Submission:
             self._end(failure)
 
     def _event(self, payload: bytes) -> None:
-        if self._over or self._whole is not None:
-            return  # the events before have ended it, or sent it anew
-        if payload == _DONE:
-            self._complete()
-            return
         chunk = read_chunk(payload)
         failure = error_of(chunk)
         if failure is not None:
-            assert self._call is not None
-            self._call.cancel()
+            self._hang_up()
             self._refused(failure)
             return
         if chunk.usage is not None:
@@ -370,4 +287,4 @@ class Submission:
     def _end(self, item: Finished | Failed) -> None:
         self._over = True
         self._tell_lost()
-        self._books.said(self._request.request_id, item)
+        super()._end(item)
