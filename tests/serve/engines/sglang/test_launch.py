@@ -140,6 +140,12 @@ def test_a_backend_that_moves_nothing_is_refused() -> None:
         words_of(options(engine_args={"disaggregation_transfer_backend": "nixl"}))
 
 
+def test_memory_in_bytes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="write kv_blocks") as caught:
+        words_of(options(kv_memory_mb=64))
+    assert caught.value.param == "kv_memory_mb"
+
+
 def test_environment() -> None:
     plan = plan_launch(options(engine_env={"MC_FORCE_TCP": "1"}), PORTS)
     assert plan.environment == {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1", "MC_FORCE_TCP": "1"}

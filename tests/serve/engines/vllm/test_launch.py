@@ -8,27 +8,20 @@ import pytest
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
-from tokenmill.serve.engines.remote.options import Parallelism
+from tokenmill.serve.engines.remote.options import Parallelism, ServerOptions
 from tokenmill.serve.engines.vllm.launch import (
     OURS,
-    VllmSettings,
+    Places,
     serve_arguments,
     serve_environment,
 )
 
+PLACES = Places(port=8100, events="ipc:///run/events", replay="ipc:///run/replay", side_channel_port=5600)
 
-def settings(role: Role = Role.BOTH, **fields: object) -> VllmSettings:
-    values: dict[str, object] = {
-        "model": "/models/m",
-        "served_name": "m",
-        "role": role,
-        "port": 8100,
-        "events": "ipc:///run/events",
-        "replay": "ipc:///run/replay",
-        "side_channel_port": 5600,
-        **fields,
-    }
-    return VllmSettings(**values)  # type: ignore[arg-type]
+
+def words_for(role: Role = Role.BOTH, **fields: object) -> list[str]:
+    values: dict[str, object] = {"model": "/models/m", "model_name": "m", "max_sequences": 0, **fields}
+    return serve_arguments(ServerOptions(role=role, **values), PLACES)  # type: ignore[arg-type]
 
 
 def options(words: list[str]) -> dict[str, str]:
@@ -45,7 +38,7 @@ def options(words: list[str]) -> dict[str, str]:
 
 
 def test_what_every_server_is_told() -> None:
-    words = serve_arguments(settings())
+    words = words_for()
     assert words[0] == "/models/m"
     assert options(words) == {
         "--host": "127.0.0.1",
@@ -60,24 +53,22 @@ def test_what_every_server_is_told() -> None:
 
 @pytest.mark.parametrize(("role", "kv_role"), [(Role.PREFILL, "kv_producer"), (Role.DECODE, "kv_consumer")])
 def test_a_stage_gets_a_connector_for_its_role(role: Role, kv_role: str) -> None:
-    config = json.loads(options(serve_arguments(settings(role)))["--kv-transfer-config"])
+    config = json.loads(options(words_for(role))["--kv-transfer-config"])
     assert config == {"kv_connector": "NixlConnector", "kv_role": kv_role}
 
 
 def test_sizes_and_parallelism() -> None:
     found = options(
-        serve_arguments(
-            settings(
-                parallel=Parallelism(tp=2, pp=3, dp=4, ep=8),
-                block_tokens=32,
-                kv_blocks=100,
-                kv_memory_mb=64,
-                max_model_len=4096,
-                max_sequences=16,
-                token_budget=2048,
-                dtype="bfloat16",
-                prefix_cache=False,
-            )
+        words_for(
+            parallel=Parallelism(tp=2, pp=3, dp=4, ep=8),
+            block_tokens=32,
+            kv_blocks=100,
+            kv_memory_mb=64,
+            max_model_len=4096,
+            max_sequences=16,
+            token_budget=2048,
+            dtype="bfloat16",
+            prefix_cache=False,
         )
     )
     assert found["--tensor-parallel-size"] == "2"
@@ -104,7 +95,7 @@ def test_the_users_arguments_win() -> None:
         "disable_uvicorn_access_log": "false",
         "no_enable_prompt_tokens_details": "true",
     }
-    found = options(serve_arguments(settings(max_model_len=4096, arguments=mine)))
+    found = options(words_for(max_model_len=4096, engine_args=mine))
     assert found["--max-model-len"] == "512"
     assert found["--enforce-eager"] == ""
     assert found["--no-enable-chunked-prefill"] == ""
@@ -117,18 +108,18 @@ def test_the_users_arguments_win() -> None:
 @pytest.mark.parametrize("name", [*OURS, "tensor-parallel-size", "--port", "no-enable-prefix-caching"])
 def test_what_the_role_needs_cannot_be_set(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be set: ") as caught:
-        serve_arguments(settings(arguments={name: "1"}))
+        words_for(engine_args={name: "1"})
     assert caught.value.param == "engine_args"
 
 
 def test_the_users_connector_must_do_for_the_role() -> None:
     mine = {"kv_transfer_config": '{"kv_connector":"Other","kv_role":"kv_both"}'}
-    found = options(serve_arguments(settings(Role.DECODE, arguments=mine)))
+    found = options(words_for(Role.DECODE, engine_args=mine))
     assert found["--kv-transfer-config"] == mine["kv_transfer_config"]
     for text in ('{"kv_role":"kv_producer"}', "{}", "no json"):
         with pytest.raises(ConfigError, match="kv_transfer_config"):
-            serve_arguments(settings(Role.DECODE, arguments={"kv_transfer_config": text}))
+            words_for(Role.DECODE, engine_args={"kv_transfer_config": text})
 
 
 def test_side_channels_are_apart() -> None:
-    assert serve_environment(settings())["VLLM_NIXL_SIDE_CHANNEL_PORT"] == "5600"
+    assert serve_environment(PLACES)["VLLM_NIXL_SIDE_CHANNEL_PORT"] == "5600"

@@ -100,6 +100,9 @@ def serve_arguments(options: SglangOptions, ports: Ports) -> list[str]:
     """Return the server's options. Raises ConfigError for arguments that cannot be."""
     given = {name.replace("-", "_").lstrip("_"): value for name, value in options.engine_args.items()}
     _refuse(given, options.role)
+    if options.kv_memory_mb:
+        why = "kv_memory_mb: SGLang is told tokens, not bytes; write kv_blocks"
+        raise ConfigError(why, param="kv_memory_mb")
     words: dict[str, str | None] = {
         "model_path": options.model,
         "served_model_name": options.model_name,

@@ -8,14 +8,11 @@ what the user says wins, unless the worker could not do its work with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import msgspec
 import yaml
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
-from tokenmill.serve.engines.remote.options import LOOPBACK, Parallelism
+from tokenmill.serve.engines.remote.options import Parallelism, ServerOptions
 
 OURS = {
     "host": "the worker chooses it, so that nobody else reaches the engine; use attach for one of your own",
@@ -55,74 +52,53 @@ EVENT_BUFFER = 65_536
 DEFAULT_BLOCK_TOKENS = 32
 """The server's own, as of the source read."""
 
-Options = dict[str, object]
+FileContent = dict[str, object]
 
 
-class TrtllmSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a launched server is told. ``arguments``: the user's engine_args. 0 leaves the server's own
-    default."""
-
-    model: str
-    role: Role
-    port: int
-    options_file: str
-    host: str = LOOPBACK
-    parallel: Parallelism = Parallelism()
-    block_tokens: int = 0
-    kv_blocks: int = 0
-    kv_memory_mb: int = 0
-    max_model_len: int = 0
-    max_sequences: int = 0
-    token_budget: int = 0
-    dtype: str = "auto"
-    prefix_cache: bool = True
-    arguments: Mapping[str, str] = {}
-
-
-def serve_arguments(settings: TrtllmSettings) -> list[str]:
+def serve_arguments(options: ServerOptions, host: str, port: int, options_file: str) -> list[str]:
     """Return the words after ``trtllm-serve serve``. Raises ConfigError for arguments that cannot be."""
-    given = _given(settings)
-    words = [settings.model, "--host", settings.host, "--port", str(settings.port)]
+    given = _given(options)
+    words = [options.model, "--host", host, "--port", str(port)]
     for name in sorted(COMMAND_LINE & given.keys()):
         words += [f"--{name}", given[name]]
-    return [*words, "--extra_llm_api_options", settings.options_file]
+    return [*words, "--extra_llm_api_options", options_file]
 
 
-def serve_options(settings: TrtllmSettings) -> Options:
+def serve_options(options: ServerOptions) -> FileContent:
     """Return the content of the options file. Raises ConfigError for arguments that cannot be."""
-    options: Options = {
-        "tensor_parallel_size": _tensor_ranks(settings.parallel),
+    content: FileContent = {
+        "tensor_parallel_size": _tensor_ranks(options.parallel),
         "enable_iter_perf_stats": True,
-        "kv_cache_config": _cache_options(settings),
+        "kv_cache_config": _cache_options(options),
     }
-    if settings.parallel.pp > 1:
-        options["pipeline_parallel_size"] = settings.parallel.pp
-    if settings.parallel.dp > 1:
-        options["enable_attention_dp"] = True
-    if settings.parallel.ep > 1:
-        options["moe_expert_parallel_size"] = settings.parallel.ep
+    if options.parallel.pp > 1:
+        content["pipeline_parallel_size"] = options.parallel.pp
+    if options.parallel.dp > 1:
+        content["enable_attention_dp"] = True
+    if options.parallel.ep > 1:
+        content["moe_expert_parallel_size"] = options.parallel.ep
     numbers = {
-        "max_batch_size": settings.max_sequences,
-        "max_seq_len": settings.max_model_len,
-        "max_num_tokens": settings.token_budget,
+        "max_batch_size": options.max_sequences,
+        "max_seq_len": options.max_model_len,
+        "max_num_tokens": options.token_budget,
     }
-    options |= {name: number for name, number in numbers.items() if number}
-    if settings.dtype != "auto":
-        options["dtype"] = settings.dtype
-    if settings.role is not Role.BOTH:
-        options["cache_transceiver_config"] = {"backend": "DEFAULT"}
-    if settings.role is Role.PREFILL:
-        options["disable_overlap_scheduler"] = True
-    for name, text in _given(settings).items():
+    content |= {name: number for name, number in numbers.items() if number}
+    if options.dtype != "auto":
+        content["dtype"] = options.dtype
+    if options.role is not Role.BOTH:
+        content["cache_transceiver_config"] = {"backend": "DEFAULT"}
+    if options.role is Role.PREFILL:
+        content["disable_overlap_scheduler"] = True
+    for name, text in _given(options).items():
         if name not in COMMAND_LINE:
-            _put(options, name, text)
-    _check(settings, options)
-    return options
+            _put(content, name, text)
+    _check(options, content)
+    return content
 
 
-def options_text(options: Options) -> str:
+def options_text(content: FileContent) -> str:
     """Return the options file's text."""
-    return yaml.safe_dump(options, sort_keys=True)
+    return yaml.safe_dump(content, sort_keys=True)
 
 
 def serve_environment() -> dict[str, str]:
@@ -130,8 +106,8 @@ def serve_environment() -> dict[str, str]:
     return {"TRTLLM_NO_USAGE_STATS": "1"}
 
 
-def _given(settings: TrtllmSettings) -> dict[str, str]:
-    given = {name.replace("-", "_").lstrip("_"): value for name, value in settings.arguments.items()}
+def _given(options: ServerOptions) -> dict[str, str]:
+    given = {name.replace("-", "_").lstrip("_"): value for name, value in options.engine_args.items()}
     for name in given:
         if name in OURS:
             raise ConfigError(f"engine_args: {name} cannot be set: {OURS[name]}", param="engine_args")
@@ -154,27 +130,27 @@ def _tensor_ranks(ranks: Parallelism) -> int:
     return count
 
 
-def _cache_options(settings: TrtllmSettings) -> Options:
-    options: Options = {"enable_block_reuse": settings.prefix_cache}
-    if settings.prefix_cache:
-        options["event_buffer_max_size"] = EVENT_BUFFER
-    if settings.block_tokens:
-        options["tokens_per_block"] = settings.block_tokens
-    if settings.kv_blocks:
-        options["max_tokens"] = settings.kv_blocks * (settings.block_tokens or DEFAULT_BLOCK_TOKENS)
-    if settings.kv_memory_mb:
-        options["max_gpu_total_bytes"] = settings.kv_memory_mb * 2**20
-    return options
+def _cache_options(options: ServerOptions) -> FileContent:
+    content: FileContent = {"enable_block_reuse": options.prefix_cache}
+    if options.prefix_cache:
+        content["event_buffer_max_size"] = EVENT_BUFFER
+    if options.block_tokens:
+        content["tokens_per_block"] = options.block_tokens
+    if options.kv_blocks:
+        content["max_tokens"] = options.kv_blocks * (options.block_tokens or DEFAULT_BLOCK_TOKENS)
+    if options.kv_memory_mb:
+        content["max_gpu_total_bytes"] = options.kv_memory_mb * 2**20
+    return content
 
 
-def _put(options: Options, name: str, text: str) -> None:
+def _put(content: FileContent, name: str, text: str) -> None:
     """Set ``a.b.c`` to what ``text`` means in YAML."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"engine_args: {name}: {text!r} is no YAML value", param="engine_args") from error
     *outer, last = name.split(".")
-    at = options
+    at = content
     for key in outer:
         inner = at.setdefault(key, {})
         if not isinstance(inner, dict):
@@ -184,23 +160,23 @@ def _put(options: Options, name: str, text: str) -> None:
     at[last] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
 
 
-def _check(settings: TrtllmSettings, options: Options) -> None:
+def _check(options: ServerOptions, content: FileContent) -> None:
     """Raise ConfigError for options with which the worker could not do its work."""
-    transceiver = options.get("cache_transceiver_config")
+    transceiver = content.get("cache_transceiver_config")
     backend = transceiver.get("backend") if isinstance(transceiver, dict) else None
-    if settings.role is not Role.BOTH and not backend:
+    if options.role is not Role.BOTH and not backend:
         raise ConfigError(
-            f"engine_args: cache_transceiver_config names no backend, but a {settings.role.value} worker "
+            f"engine_args: cache_transceiver_config names no backend, but a {options.role.value} worker "
             "hands KV caches over; write cache_transceiver_config.backend: DEFAULT",
             param="engine_args",
         )
-    if settings.role is Role.PREFILL and options.get("disable_overlap_scheduler") is not True:
+    if options.role is Role.PREFILL and content.get("disable_overlap_scheduler") is not True:
         raise ConfigError(
             "engine_args: disable_overlap_scheduler is off, but TensorRT-LLM refuses to prefill for others "
             "while its scheduler overlaps; remove it",
             param="engine_args",
         )
-    if options.get("enable_iter_perf_stats") is not True:
+    if content.get("enable_iter_perf_stats") is not True:
         raise ConfigError(
             "engine_args: enable_iter_perf_stats is off, but the worker reads the load from it; remove it",
             param="engine_args",

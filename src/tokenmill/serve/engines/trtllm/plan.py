@@ -12,7 +12,6 @@ import msgspec
 from tokenmill.serve.engines.remote.options import LOOPBACK, ServerOptions
 from tokenmill.serve.engines.remote.program import program
 from tokenmill.serve.engines.trtllm.launch import (
-    TrtllmSettings,
     options_text,
     serve_arguments,
     serve_environment,
@@ -43,23 +42,7 @@ def plan_launch(options: TrtllmOptions, port: int, *, host: str = LOOPBACK, here
 
     Raises ConfigError for arguments that cannot be.
     """
-    settings = TrtllmSettings(
-        model=options.model,
-        role=options.role,
-        host=host,
-        port=port,
-        options_file=str(Path(options.run_dir) / f"trtllm-{port}.yaml"),
-        parallel=options.parallel,
-        block_tokens=options.block_tokens,
-        kv_blocks=options.kv_blocks,
-        kv_memory_mb=options.kv_memory_mb,
-        max_model_len=options.max_model_len,
-        max_sequences=options.max_sequences,
-        token_budget=options.token_budget,
-        dtype=options.dtype,
-        prefix_cache=options.prefix_cache,
-        arguments=options.engine_args,
-    )
+    options_file = str(Path(options.run_dir) / f"trtllm-{port}.yaml")
     words = program(
         options,
         "tensorrt_llm.commands.serve",
@@ -68,9 +51,9 @@ def plan_launch(options: TrtllmOptions, port: int, *, host: str = LOOPBACK, here
         bare=("trtllm-serve", "serve"),
     )
     return LaunchPlan(
-        command=[*words, *serve_arguments(settings)],
+        command=[*words, *serve_arguments(options, host, port, options_file)],
         environment={**serve_environment(), **options.engine_env},
         url=f"http://{host}:{port}",
-        options_file=settings.options_file,
-        options=options_text(serve_options(settings)),
+        options_file=options_file,
+        options=options_text(serve_options(options)),
     )

@@ -15,7 +15,7 @@ import msgspec
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
-from tokenmill.serve.engines.remote.options import LOOPBACK, Parallelism
+from tokenmill.serve.engines.remote.options import LOOPBACK, ServerOptions
 from tokenmill.serve.engines.vllm.connector.settings import CONNECTOR, ConnectorSettings, transfer_config
 
 CONNECTOR_PATH = Path(__file__).parent / "connector" / "on_path"
@@ -49,102 +49,90 @@ _KV_ROLES = {
 }
 
 
-class VllmSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a launched server is told. ``arguments``: the user's engine_args, names as vLLM's with "_" or "-".
+class Places(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a launched server listens and hands over.
 
-    0 leaves vLLM's own default. ``events``, ``replay``: ZMQ endpoints that the first data-parallel rank
-    binds; rank r binds the port r above. ``side_channel_host``: where servers that fetch from this one find
-    it. ``connector``: of our own KV connector; None: vLLM's NIXL connector is used.
+    ``events``, ``replay``: ZMQ endpoints that the first data-parallel rank binds; rank r binds the port r
+    above. ``side_channel_host``: where servers that fetch from this one find it. ``connector``: of our own KV
+    connector; None: vLLM's NIXL connector is used.
     """
 
-    model: str
-    served_name: str
-    role: Role
     port: int
     events: str
     replay: str
     side_channel_port: int
-    connector: ConnectorSettings | None = None
     host: str = LOOPBACK
     side_channel_host: str = LOOPBACK
-    parallel: Parallelism = Parallelism()
-    block_tokens: int = 0
-    kv_blocks: int = 0
-    kv_memory_mb: int = 0
-    max_model_len: int = 0
-    max_sequences: int = 0
-    token_budget: int = 0
-    dtype: str = "auto"
-    prefix_cache: bool = True
-    arguments: Mapping[str, str] = {}
+    connector: ConnectorSettings | None = None
 
 
-def serve_arguments(settings: VllmSettings) -> list[str]:
+def serve_arguments(options: ServerOptions, places: Places) -> list[str]:
     """Return the words after ``vllm serve``. Raises ConfigError for arguments that cannot be."""
-    given = {_name(name): value for name, value in settings.arguments.items()}
+    given = {_name(name): value for name, value in options.engine_args.items()}
     _refuse(given)
-    options: dict[str, str | None] = {
-        "host": settings.host,
-        "port": str(settings.port),
-        "served_model_name": settings.served_name,
+    words: dict[str, str | None] = {
+        "host": places.host,
+        "port": str(places.port),
+        "served_model_name": options.model_name,
         "enable_prompt_tokens_details": None,
         "disable_uvicorn_access_log": None,
     }
-    options |= {name: str(number) for name, number in _numbers(settings).items() if number}
-    if settings.parallel.ep > 1:
-        options["enable_expert_parallel"] = None
-    if settings.dtype != "auto":
-        options["dtype"] = settings.dtype
-    if settings.prefix_cache:
-        options["kv_events_config"] = _events_config(settings)
+    words |= {name: str(number) for name, number in _numbers(options).items() if number}
+    if options.parallel.ep > 1:
+        words["enable_expert_parallel"] = None
+    if options.dtype != "auto":
+        words["dtype"] = options.dtype
+    if options.prefix_cache:
+        words["kv_events_config"] = _events_config(places)
     else:
-        options["no_enable_prefix_caching"] = None
-    if settings.role is not Role.BOTH:
-        options["kv_transfer_config"] = _transfer_config(settings)
+        words["no_enable_prefix_caching"] = None
+    if options.role is not Role.BOTH:
+        words["kv_transfer_config"] = _transfer_config(options.role, places.connector)
     if "kv_transfer_config" in given:
-        _check_transfer_config(settings, given["kv_transfer_config"])
+        _check_transfer_config(options.role, places.connector, given["kv_transfer_config"])
     for name, text in given.items():
-        options.pop(name.removeprefix("no_"), None)
-        options[_option(name, text)] = _value(text)
-    words = [settings.model]
-    for name, value in options.items():
-        words.append(f"--{name.replace('_', '-')}")
+        words.pop(name.removeprefix("no_"), None)
+        words[_option(name, text)] = _value(text)
+    flat = [options.model]
+    for name, value in words.items():
+        flat.append(f"--{name.replace('_', '-')}")
         if value is not None:
-            words.append(value)
-    return words
+            flat.append(value)
+    return flat
 
 
-def _numbers(settings: VllmSettings) -> dict[str, int]:
+def _numbers(options: ServerOptions) -> dict[str, int]:
     """Return the sizes; 0 leaves vLLM's own."""
     return {
-        "tensor_parallel_size": settings.parallel.tp if settings.parallel.tp > 1 else 0,
-        "pipeline_parallel_size": settings.parallel.pp if settings.parallel.pp > 1 else 0,
-        "data_parallel_size": settings.parallel.dp if settings.parallel.dp > 1 else 0,
-        "block_size": settings.block_tokens,
-        "num_gpu_blocks_override": settings.kv_blocks,
-        "kv_cache_memory_bytes": settings.kv_memory_mb * 2**20,
-        "max_model_len": settings.max_model_len,
-        "max_num_seqs": settings.max_sequences,
-        "max_num_batched_tokens": settings.token_budget,
+        "tensor_parallel_size": options.parallel.tp if options.parallel.tp > 1 else 0,
+        "pipeline_parallel_size": options.parallel.pp if options.parallel.pp > 1 else 0,
+        "data_parallel_size": options.parallel.dp if options.parallel.dp > 1 else 0,
+        "block_size": options.block_tokens,
+        "num_gpu_blocks_override": options.kv_blocks,
+        "kv_cache_memory_bytes": options.kv_memory_mb * 2**20,
+        "max_model_len": options.max_model_len,
+        "max_num_seqs": options.max_sequences,
+        "max_num_batched_tokens": options.token_budget,
     }
 
 
-def serve_environment(settings: VllmSettings) -> dict[str, str]:
+def serve_environment(places: Places) -> dict[str, str]:
     """Return environment variables that the server needs; the user's ``engine_env`` wins over them."""
     return {
-        "VLLM_NIXL_SIDE_CHANNEL_HOST": settings.side_channel_host,
-        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(settings.side_channel_port),
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": places.side_channel_host,
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(places.side_channel_port),
         "VLLM_NO_USAGE_STATS": "1",
     }
 
 
-def connector_environment(settings: VllmSettings, given: Mapping[str, str]) -> dict[str, str]:
+def connector_environment(options: ServerOptions, places: Places) -> dict[str, str]:
     """Return what lets vLLM find our own connector: a folder with nothing else in it, in front of the path
-    that is ``given``. Nothing else of our environment gets into vLLM's.
+    that the user gives. Nothing else of our environment gets into vLLM's.
     """
-    if settings.connector is None or settings.role is Role.BOTH:
+    if places.connector is None or options.role is Role.BOTH:
         return {}
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(CONNECTOR_PATH), given.get("PYTHONPATH"))))}
+    given = options.engine_env.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(CONNECTOR_PATH), given)))}
 
 
 def kv_lease_s(arguments: Mapping[str, str]) -> float:
@@ -174,26 +162,25 @@ def _refuse(given: Mapping[str, str]) -> None:
             raise ConfigError(f"engine_args: {name} cannot be set: {why}", param="engine_args")
 
 
-def _events_config(settings: VllmSettings) -> str:
+def _events_config(places: Places) -> str:
     return _json(
         {
             "enable_kv_cache_events": True,
             "publisher": "zmq",
-            "endpoint": settings.events,
-            "replay_endpoint": settings.replay,
+            "endpoint": places.events,
+            "replay_endpoint": places.replay,
         }
     )
 
 
-def _transfer_config(settings: VllmSettings) -> str:
-    kv_role = _KV_ROLES[settings.role][0]
-    if settings.connector is not None:
-        return _json(transfer_config(settings.connector, kv_role))
+def _transfer_config(role: Role, connector: ConnectorSettings | None) -> str:
+    kv_role = _KV_ROLES[role][0]
+    if connector is not None:
+        return _json(transfer_config(connector, kv_role))
     return _json({"kv_connector": "NixlConnector", "kv_role": kv_role})
 
 
-def _check_transfer_config(settings: VllmSettings, text: str) -> None:
-    role = settings.role
+def _check_transfer_config(role: Role, connector: ConnectorSettings | None, text: str) -> None:
     try:
         config = msgspec.json.decode(text, type=dict[str, object])
     except msgspec.DecodeError as error:
@@ -207,7 +194,7 @@ def _check_transfer_config(settings: VllmSettings, text: str) -> None:
             f"but a {role.value} worker needs {' or '.join(allowed)}",
             param="engine_args",
         )
-    if settings.connector is not None and config.get("kv_connector") != CONNECTOR:
+    if connector is not None and config.get("kv_connector") != CONNECTOR:
         raise ConfigError(
             f"engine_args: kv_transfer_config names the kv_connector {config.get('kv_connector')!r}, but the "
             f"stage says kv_connector: tokenmill, which is {CONNECTOR!r}; remove one of the two",

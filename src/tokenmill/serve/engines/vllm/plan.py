@@ -14,7 +14,7 @@ from tokenmill.serve.engines.remote.options import LOOPBACK, Parallelism, Server
 from tokenmill.serve.engines.remote.program import program
 from tokenmill.serve.engines.vllm.connector.settings import ConnectorSettings
 from tokenmill.serve.engines.vllm.launch import (
-    VllmSettings,
+    Places,
     connector_environment,
     serve_arguments,
     serve_environment,
@@ -62,10 +62,7 @@ def plan_launch(options: VllmOptions, ports: Ports, *, host: str = LOOPBACK, her
 
     Raises ConfigError for arguments that cannot be.
     """
-    settings = VllmSettings(
-        model=options.model,
-        served_name=options.model_name,
-        role=options.role,
+    places = Places(
         host=host,
         port=ports.serve,
         events=_endpoint(options, "events", ports.events),
@@ -73,29 +70,19 @@ def plan_launch(options: VllmOptions, ports: Ports, *, host: str = LOOPBACK, her
         side_channel_host=options.transfer_host,
         side_channel_port=ports.side_channel,
         connector=_connector(options),
-        parallel=options.parallel,
-        block_tokens=options.block_tokens,
-        kv_blocks=options.kv_blocks,
-        kv_memory_mb=options.kv_memory_mb,
-        max_model_len=options.max_model_len,
-        max_sequences=options.max_sequences,
-        token_budget=options.token_budget,
-        dtype=options.dtype,
-        prefix_cache=options.prefix_cache,
-        arguments=options.engine_args,
     )
     words = program(
         options, "vllm.entrypoints.cli.main", here=here, subcommand=("serve",), bare=("vllm", "serve")
     )
     return LaunchPlan(
-        command=[*words, *serve_arguments(settings)],
+        command=[*words, *serve_arguments(options, places)],
         environment={
-            **serve_environment(settings),
+            **serve_environment(places),
             **options.engine_env,
-            **connector_environment(settings, options.engine_env),
+            **connector_environment(options, places),
         },
         url=f"http://{host}:{ports.serve}",
-        sources=_sources(options, settings, ports),
+        sources=_sources(options, places, ports),
     )
 
 
@@ -118,12 +105,12 @@ def _endpoint(options: VllmOptions, name: str, port: int) -> str:
     return f"tcp://*:{port}"
 
 
-def _sources(options: VllmOptions, settings: VllmSettings, ports: Ports) -> tuple[EventSource, ...]:
+def _sources(options: VllmOptions, places: Places, ports: Ports) -> tuple[EventSource, ...]:
     if not options.prefix_cache:
         return ()
-    if settings.events.startswith("ipc:"):
-        return (EventSource(settings.events, settings.replay),)
-    base = f"tcp://{settings.host}"
+    if places.events.startswith("ipc:"):
+        return (EventSource(places.events, places.replay),)
+    base = f"tcp://{places.host}"
     return tuple(
         EventSource(f"{base}:{ports.events + rank}", f"{base}:{ports.replay + rank}")
         for rank in range(options.parallel.dp)
