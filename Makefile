@@ -1,6 +1,7 @@
 # Commands for a fresh machine with Python 3.11+:
 #   make serve       install what is needed and serve the shipped model
 #   make test        install what is needed and run every check and test
+#   make test-extras the tests that need the extras perf and plot (kernel tables, pictures of profiles)
 #   make test-vllm   the same for the tests against real vLLM servers on the CPU (2.4 GB, some ten minutes)
 # Each keeps a virtual environment of its own and installs again only when pyproject.toml or constraints.txt change.
 
@@ -15,13 +16,18 @@ SERVE_VENV := .serve-venv
 TEST_VENV := .test-venv
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: serve test test-vllm check format clean
+.PHONY: serve test test-extras test-vllm check format clean
 
 serve: $(SERVE_VENV)/.installed
 	$(SERVE_VENV)/bin/tokenmill serve --host $(HOST) --port $(PORT) $(SERVE_ARGS)
 
 test: check
 	$(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# What needs the extras that an ordinary run leaves out: half a gigabyte.
+test-extras: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[torch,dev,perf,plot]'
+	$(TEST_VENV)/bin/python -m pytest tests/profiles tests/operate/profile $(PYTEST_ARGS)
 
 # vLLM lives in an environment of its own, which is installed again only when it is not the wanted one.
 test-vllm: $(TEST_VENV)/.installed

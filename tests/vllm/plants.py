@@ -11,6 +11,10 @@ from pathlib import Path
 import psutil
 from tests.e2e.streams import start_factory, until
 
+from tokenmill.clock import SystemClock
+from tokenmill.protocol.ids import Role
+from tokenmill.serve.engines.vllm.engine import VllmEngine
+from tokenmill.serve.engines.vllm.plan import VllmOptions
 from tokenmill.testing.running_factory import RunningFactory
 
 from .servers import Server
@@ -48,10 +52,12 @@ def transfer_config(role: str, lease_s: int = 30) -> str:
     )
 
 
-def stage(python: str, role: str, replicas: int, *, dp: int = 1, lease_s: int = 30, **fields) -> dict:
+def stage(
+    python: str, role: str, replicas: int, *, parallel: dict | None = None, lease_s: int = 30, **fields
+) -> dict:
     arguments = {"enforce_eager": "true"}
     environment = dict(ENVIRONMENT)
-    if dp == 1:
+    if not parallel:
         arguments["distributed_executor_backend"] = "uni"
         environment |= ONE_PROCESS
     if role in KV_ROLES and fields.get("kv_connector") != "tokenmill":
@@ -64,7 +70,7 @@ def stage(python: str, role: str, replicas: int, *, dp: int = 1, lease_s: int = 
         "engine_python": python,
         "engine_args": arguments,
         "engine_env": environment,
-        "parallel": {"dp": dp},
+        "parallel": parallel or {},
         "dtype": "float32",  # in bfloat16 another batch may round another way
         "block_tokens": BLOCK,
         "kv_memory_mb": 128,
@@ -73,6 +79,26 @@ def stage(python: str, role: str, replicas: int, *, dp: int = 1, lease_s: int = 
         "lease_s": lease_s,
         **fields,
     }
+
+
+def launched(python: str, model: Path, role: Role, folder: Path, **fields) -> VllmEngine:
+    """An engine that launches its server, without a factory around it. ``fields``: of its stage."""
+    folder.mkdir()
+    declared = stage(python, role.value, 1, **fields)
+    kept = ("dtype", "block_tokens", "kv_memory_mb", "max_model_len", "kv_connector", "lease_s")
+    return VllmEngine(
+        VllmOptions(
+            model=str(model),
+            model_name="m",
+            role=role,
+            engine_python=python,
+            engine_args=declared["engine_args"],
+            engine_env=declared["engine_env"],
+            run_dir=str(folder),
+            **{name: declared[name] for name in kept if name in declared},
+        ),
+        SystemClock(),
+    )
 
 
 def plant_spec(
@@ -110,6 +136,7 @@ class Plant:
 
     def __init__(self, folder: Path, spec: dict) -> None:
         self.folder = folder
+        self.spec = spec
         self.counts = {each["role"]: each["replicas"] for each in spec["stages"]}
         self.factory: RunningFactory = start_factory(folder, spec)
 

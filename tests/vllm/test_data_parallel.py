@@ -13,7 +13,7 @@ from .test_two_by_two import complete
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
-PLANT = {"both": 1, "dp": 2}
+PLANT = {"both": 1, "parallel": {"dp": 2}}
 GROUPS = 4
 ROUNDS = 3
 PREFIX = 8 * BLOCK

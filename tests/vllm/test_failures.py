@@ -6,45 +6,22 @@ import asyncio
 import os
 import signal
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import msgspec
 import pytest
 
-from tokenmill.clock import SystemClock
 from tokenmill.protocol.handoff import Handoff
 from tokenmill.protocol.ids import Role
 from tokenmill.protocol.items import HandoffLost
-from tokenmill.serve.engines.vllm.engine import VllmEngine
-from tokenmill.serve.engines.vllm.plan import VllmOptions
 from tokenmill.serve.engines.vllm.wire import KvOffer
 from tokenmill.testing.engine_client import EngineClient, finished
 
-from .plants import Plant, greedy, prompts, stage
+from .plants import Plant, greedy, launched, prompts
 from .test_handover import served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 LEASE_S = 4
-
-
-def engine(python: str, model: Path, role: Role, folder: Path) -> VllmEngine:
-    """A launched server of a role, without a factory around it."""
-    folder.mkdir()
-    declared = stage(python, role.value, 1, lease_s=LEASE_S)
-    return VllmEngine(
-        VllmOptions(
-            model=str(model),
-            model_name="m",
-            role=role,
-            engine_python=python,
-            engine_args=declared["engine_args"],
-            engine_env=declared["engine_env"],
-            run_dir=str(folder),
-            **{name: declared[name] for name in ("dtype", "block_tokens", "kv_memory_mb", "max_model_len")},
-        ),
-        SystemClock(),
-    )
 
 
 async def offered(prefill: EngineClient, prompt: list[int]) -> Handoff:
@@ -71,9 +48,9 @@ async def losses(decode: EngineClient, prompt: list[int], handoff: Handoff, whol
 
 async def test_what_fails_is_computed_by_the_decode_server(vllm_python, checkpoint, tmp_path) -> None:
     model, other = checkpoint("llama"), checkpoint("llama", "another")
-    prefill = EngineClient(engine(vllm_python, model, Role.PREFILL, tmp_path / "p"))
-    decode = EngineClient(engine(vllm_python, model, Role.DECODE, tmp_path / "d"))
-    misfit = EngineClient(engine(vllm_python, other, Role.PREFILL, tmp_path / "m"))
+    prefill = EngineClient(launched(vllm_python, model, Role.PREFILL, tmp_path / "p", lease_s=LEASE_S))
+    decode = EngineClient(launched(vllm_python, model, Role.DECODE, tmp_path / "d", lease_s=LEASE_S))
+    misfit = EngineClient(launched(vllm_python, other, Role.PREFILL, tmp_path / "m", lease_s=LEASE_S))
     asked = prompts(6, "losses", (333,))
     async with AsyncExitStack() as stack:
         await asyncio.gather(*(stack.enter_async_context(each) for each in (prefill, decode, misfit)))

@@ -13,13 +13,10 @@ from pathlib import Path
 import pytest
 from tests.e2e.streams import Client, run_all, until
 
-from tokenmill.clock import SystemClock
 from tokenmill.protocol.ids import Role
-from tokenmill.serve.engines.vllm.engine import VllmEngine
-from tokenmill.serve.engines.vllm.plan import VllmOptions
 from tokenmill.testing.engine_client import EngineClient, hand_over
 
-from .plants import Plant, greedy, plant_spec, prompts, stage
+from .plants import Plant, greedy, launched, plant_spec, prompts
 from .servers import Server, refused
 from .test_failures import losses, offered
 from .test_handover import REQUESTS, aggregated, served
@@ -75,26 +72,7 @@ def test_tokens_are_those_of_nixl(vllm_python, checkpoint, tmp_path) -> None:
 
 
 LEASE_S = 4
-
-
-def engine(python: str, model: Path, role: Role, folder: Path, **fields) -> VllmEngine:
-    """A launched server of a role, without a factory around it."""
-    folder.mkdir()
-    declared = stage(python, role.value, 1, **{"kv_connector": "tokenmill", "lease_s": LEASE_S, **fields})
-    kept = ("dtype", "block_tokens", "kv_memory_mb", "max_model_len", "kv_connector", "lease_s")
-    return VllmEngine(
-        VllmOptions(
-            model=str(model),
-            model_name="m",
-            role=role,
-            engine_python=python,
-            engine_args=declared["engine_args"],
-            engine_env=declared["engine_env"],
-            run_dir=str(folder),
-            **{name: declared[name] for name in kept},
-        ),
-        SystemClock(),
-    )
+LEASED = {"kv_connector": "tokenmill", "lease_s": LEASE_S}
 
 
 async def used(engine: EngineClient) -> float:
@@ -106,8 +84,8 @@ async def used(engine: EngineClient) -> float:
 
 async def test_what_fails_is_computed_by_the_decode_server(vllm_python, checkpoint, tmp_path) -> None:
     model = checkpoint("gpt_oss")
-    prefill = EngineClient(engine(vllm_python, model, Role.PREFILL, tmp_path / "p"))
-    decode = EngineClient(engine(vllm_python, model, Role.DECODE, tmp_path / "d"))
+    prefill = EngineClient(launched(vllm_python, model, Role.PREFILL, tmp_path / "p", **LEASED))
+    decode = EngineClient(launched(vllm_python, model, Role.DECODE, tmp_path / "d", **LEASED))
     asked = prompts(4, "our losses", (333,))
     async with AsyncExitStack() as stack:
         await asyncio.gather(*(stack.enter_async_context(each) for each in (prefill, decode)))
@@ -137,8 +115,10 @@ async def test_what_fails_is_computed_by_the_decode_server(vllm_python, checkpoi
 async def test_another_connectors_offer_is_a_mismatch(vllm_python, checkpoint, tmp_path) -> None:
     """Servers of a pair that somebody else has put together."""
     model = checkpoint("llama")
-    theirs = EngineClient(engine(vllm_python, model, Role.PREFILL, tmp_path / "p", kv_connector="nixl"))
-    ours = EngineClient(engine(vllm_python, model, Role.DECODE, tmp_path / "d"))
+    theirs = EngineClient(
+        launched(vllm_python, model, Role.PREFILL, tmp_path / "p", kv_connector="nixl", lease_s=LEASE_S)
+    )
+    ours = EngineClient(launched(vllm_python, model, Role.DECODE, tmp_path / "d", **LEASED))
     (prompt,) = prompts(1, "other", (333,))
     async with AsyncExitStack() as stack:
         await asyncio.gather(*(stack.enter_async_context(each) for each in (theirs, ours)))

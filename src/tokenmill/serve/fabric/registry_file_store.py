@@ -64,6 +64,7 @@ class FileStore:
 
     def __init__(self, folder: Path, clock: Clock) -> None:
         self._folder = folder
+        self._lock = folder / "lock"
         self._keys = folder / "keys"
         self._leases = folder / "leases"
         self._clock = clock
@@ -130,10 +131,21 @@ class FileStore:
     def poll(self, seen: Signature | None) -> tuple[Signature, dict[str, bytes]] | None:
         """Clear away dead leases; return all keys if anything changed since ``seen``."""
         self.reap()
-        signature = self._signature()
+        signature = self.signature()
         if signature == seen:
             return None
         return signature, self.read_all()
+
+    def signature(self) -> Signature:
+        """Return what changes whenever a key does. Raises OSError."""
+        try:
+            lock = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.pread(lock, 8, 0), self._keys.stat().st_mtime_ns
+            finally:
+                os.close(lock)
+        except FileNotFoundError:
+            return b"", 0
 
     # Leases
 
@@ -269,7 +281,7 @@ class FileStore:
         """Hold the lock; yields its file. Raises DeadlineExceeded after ``LOCK_TIMEOUT_S``, OSError."""
         for folder in (self._folder, self._keys, self._leases):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self._wait_for(lock)
             try:
@@ -300,13 +312,6 @@ class FileStore:
         # After the change: who reads the old revision reads again.
         revision = int.from_bytes(os.pread(lock, 8, 0), "little")
         os.pwrite(lock, ((revision + 1) % 2**64).to_bytes(8, "little"), 0)
-
-    def _signature(self) -> Signature:
-        try:
-            with (self._folder / "lock").open("rb") as file:
-                return file.read(8), self._keys.stat().st_mtime_ns
-        except FileNotFoundError:
-            return b"", 0
 
     def _now_ns(self) -> int:
         return int(self._clock.now() * 1e9)

@@ -39,7 +39,7 @@ LOAD_INTERVAL_S = 0.2
 LOAD_SHARE = 0.05
 """Most of the time that a reading may be under way: a server that answers late has other things to do."""
 
-LOAD_LONGEST_S = 0.5
+LOAD_LONGEST_S = 1.0
 """Between two readings, at most: load and step times would be too old."""
 
 PATIENCE_S = 30.0
