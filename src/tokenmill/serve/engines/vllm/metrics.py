@@ -10,13 +10,25 @@ import re
 
 from tokenmill.serve.engines.remote.gauges import EngineGauges
 
-_LINE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ([-+0-9.eEinfaN]+)", re.MULTILINE)
-_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
-
-
 _KV_USED = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 _CACHE = "vllm:cache_config_info"
 _RUNNING = "vllm:num_requests_running"
+_HITS = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total")
+_QUERIES = ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total")
+_COUNTED = (
+    "vllm:num_requests_waiting",
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+    "vllm:num_preemptions_total",
+    "vllm:iteration_tokens_total_count",
+    "vllm:external_prefix_cache_hits_total",
+)
+
+_NAMES = "|".join((*_KV_USED, _CACHE, _RUNNING, *_HITS, *_QUERIES, *_COUNTED))
+_LINE = re.compile(rf"^({_NAMES})(?:\{{(.*)\}})? ([-+0-9.eEinfaN]+)", re.MULTILINE)
+"""Only what is read: an answer has a thousand other lines, most of them of histograms."""
+
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 
 
 def read_metrics(text: str) -> EngineGauges:
@@ -26,8 +38,6 @@ def read_metrics(text: str) -> EngineGauges:
     blocks, block_tokens = 0, 0
     ranks: set[str] = set()
     for name, labels, value in _LINE.findall(text):
-        if not name.startswith("vllm:"):
-            continue
         if name == _CACHE:
             facts = dict(_LABEL.findall(labels))
             blocks += _whole(facts.get("num_gpu_blocks"))
@@ -46,8 +56,8 @@ def read_metrics(text: str) -> EngineGauges:
         running=total(_RUNNING),
         waiting=total("vllm:num_requests_waiting"),
         kv_used=sum(shares) / len(shares) if shares else 0.0,
-        prefix_hit_tokens=total("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
-        prefix_query_tokens=total("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
+        prefix_hit_tokens=total(*_HITS),
+        prefix_query_tokens=total(*_QUERIES),
         prompt_tokens=total("vllm:prompt_tokens_total"),
         output_tokens=total("vllm:generation_tokens_total"),
         preemptions=total("vllm:num_preemptions_total"),
