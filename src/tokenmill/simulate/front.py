@@ -267,9 +267,8 @@ class Front:
         if self._kernel.kind == ARRIVAL:
             now = math.nextafter(now, -math.inf)
         delay_s, later = self._delay_s, math.nextafter(now, math.inf)
-        for worker in self.workers.values():
-            if worker.report_at < now:
-                worker.report_before(later, delay_s)
+        for worker in [worker for worker in self.workers.values() if worker.report_at < now]:
+            worker.report_before(later, delay_s)
         inbox, loads, router = self._inbox, self._loads, self.router
         loads.sort(key=_when)
         read = 0

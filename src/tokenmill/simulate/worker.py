@@ -199,12 +199,10 @@ class SimWorker:
             return
         if self._busy_since is None:
             self._busy_since = now
-        prefill_context = decode_context = 0
-        for at, chunk in enumerate(plan.chunks):
-            if at < plan.decode_tokens:
-                decode_context += chunk.start + 1
-            else:
-                prefill_context += chunk.length * chunk.start + chunk.length * (chunk.length + 1) // 2
+        decodes, prefill_context = plan.decode_tokens, 0
+        decode_context = decodes + sum([chunk.start for chunk in plan.chunks[:decodes]])
+        for chunk in plan.chunks[decodes:]:
+            prefill_context += chunk.length * chunk.start + chunk.length * (chunk.length + 1) // 2
         self._plan = plan
         self._started_s = now
         step_ms = self.stage.times.step_ms(
@@ -252,12 +250,12 @@ class SimWorker:
     def _take(self, instructions: list[Instruction]) -> int:
         """Return how many sequences had a token and go on."""
         now, flights, listener = self._kernel.now, self._flights, self._listener
-        going_on = 0
+        going_on = in_step = 0
         for instruction in instructions:
             if type(instruction) is Emit:
                 flight = flights[instruction.request_id]
                 if flight.last_s == self._started_s and flight.tokens:
-                    self._gaps.add(self._step_ms / 1000)
+                    in_step += 1
                 elif flight.last_s:
                     self._gaps.add(now - flight.last_s)
                 else:
@@ -274,6 +272,8 @@ class SimWorker:
                 listener.rejected(self, instruction)
             else:
                 listener.moved(self, instruction)
+        if in_step:
+            self._gaps.add(self._step_ms / 1000, in_step)
         return going_on
 
     def _stand_still(self) -> None:
@@ -293,7 +293,12 @@ class SimWorker:
         if factor != 1.0:
             times_ms = [step_ms * factor for step_ms in times_ms]
         self._steps_ms = times_ms
-        self._ends = list(accumulate([step_ms / 1000 for step_ms in times_ms], initial=self._kernel.now))
+        first_ms = times_ms[0]
+        if times_ms.count(first_ms) == len(times_ms):
+            steps_s = [first_ms / 1000] * len(times_ms)
+        else:
+            steps_s = [step_ms / 1000 for step_ms in times_ms]
+        self._ends = list(accumulate(steps_s, initial=self._kernel.now))
         self._ended = 0
         if self._busy_since is None:
             self._busy_since = self._kernel.now
@@ -353,24 +358,26 @@ class SimWorker:
         most, and after a step."""
         at, run, scheduler = self.report_at, self._run, self.scheduler
         if run is not None:
-            self._roll(run, at, inclusive=True)
-            if self._ended and self._listener.last_only and scheduler.handoffs_in == self._told_handoffs:
+            if self._listener.last_only and scheduler.handoffs_in == self._told_handoffs:
                 at = self._last_report(at, instant, delay_s)
-                self._roll(run, at, inclusive=True)
+            self._roll(run, at, inclusive=True)
         self._told_handoffs = scheduler.handoffs_in
         self._reported_at = at
         self._listener.loaded(self, scheduler.metrics(self._last_step_ms), at)
         self.report_at = self._next_report(at)
 
     def _last_report(self, at: float, instant: float, delay_s: float) -> float:
-        """Return when the last report is due that is heard before ``instant`` and before a run is over."""
-        ends, interval_s, ended = self._ends, self._report_interval_s, self._ended
-        while True:
+        """Return when the last report is due that is heard before ``instant`` and before a run is over, if
+        the one at ``at`` tells of the run."""
+        ends, interval_s = self._ends, self._report_interval_s
+        ended = bisect_right(ends, at, self._ended + 1) - 1
+        while ended:
             later = max(ends[ended + 1], at + interval_s)
             if later + delay_s >= instant or later >= self._end_s:
-                return at
+                break
             at = later
             ended = bisect_right(ends, at, ended + 1) - 1
+        return at
 
     def _next_report(self, at: float) -> float:
         """Return when to report after a report at ``at``."""

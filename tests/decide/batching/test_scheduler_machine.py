@@ -403,7 +403,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                     self.mirror -= set(hashes)
                 case CacheCleared():
                     self.mirror.clear()
-        assert self.mirror == set(self.scheduler._batch.pool._block_of)
+        assert self.mirror == self.scheduler._batch.pool.names
 
     @invariant()
     def all_is_well(self) -> None:

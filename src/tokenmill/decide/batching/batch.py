@@ -127,7 +127,11 @@ class Batch:
             return
         hashes = sequence.names.extend(sequence.tokens)
         parent = hashes[first - 1] if first else None
-        self.pool.commit_run(hashes[first:full], sequence.blocks[first:full], parent)
+        if not sequence.duplicates:
+            names, blocks = hashes[first:full], sequence.blocks[first:full]
+            sequence.duplicates = not self.pool.commit_run(names, blocks, parent)
+        if sequence.duplicates:
+            self.pool.commit_beside(hashes, sequence.blocks, first, full)
 
     def preempt(self, sequence: Tracked) -> None:
         """Take a running sequence's blocks and put it back to its place in the queue."""

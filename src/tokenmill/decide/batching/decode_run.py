@@ -56,13 +56,7 @@ class DecodeRun:
         full = self._name_full_blocks()
         if self.done == self.most:
             return False
-        sequences = [self.sequences[at] for at in full]
-        if not grow(self._batch, [s for s in sequences if s.computed >= s.capacity]):
-            return False
-        border = self.done + self._batch.config.block_tokens
-        for _ in full:
-            heapreplace(self._borders, (border, self._borders[0][1]))
-        return True
+        return grow(self._batch, [s for s in full if s.computed >= s.capacity])
 
     def close(self) -> None:
         """Write what was skipped into the sequences, and name what has filled."""
@@ -70,17 +64,18 @@ class DecodeRun:
         for at in range(len(self.sequences)):
             self._write(at)
 
-    def _name_full_blocks(self) -> list[int]:
-        """Return the places of the sequences whose blocks have just filled, in the order of a plan."""
-        done, borders = self.done, self._borders
-        if borders[0][0] != done:
-            return []
-        full = [0] if len(borders) == 1 else sorted([at for border, at in borders if border == done])
-        for at in full:
+    def _name_full_blocks(self) -> list[Tracked]:
+        """Return the sequences whose blocks have just filled, in the order of a plan."""
+        done, borders, batch = self.done, self._borders, self._batch
+        full: list[Tracked] = []
+        while borders[0][0] == done:
+            at = borders[0][1]
+            heapreplace(borders, (done + batch.config.block_tokens, at))
             self._write(at)
             sequence = self.sequences[at]
             if sequence.computed >= sequence.next_commit:
-                self._batch.commit(sequence)
+                batch.commit(sequence)
+            full.append(sequence)
         return full
 
     def _write(self, at: int) -> None:

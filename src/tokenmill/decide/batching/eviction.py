@@ -8,9 +8,10 @@ Age is counted in blocks let go since, so that it needs no clock and means the s
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from tokenmill.decide.batching.cached_run import CachedRun
 
 FOUND_AGE_DIVISOR = 2
 """A block that was found by a later sequence ages half as fast. In an hour of a public chat service
@@ -21,109 +22,65 @@ hit 2 to 7 % more than in plain order with any divisor from 1.5 to 5; one that k
 
 
 class EvictionOrder:
-    """Cached blocks that nobody holds. All operations are O(1) a block and keep two ordered tables."""
+    """Runs of cached blocks that nobody holds. Operations are O(1) a run, however long it is.
+
+    A run's last block is its oldest and goes first: so what is given up of it is cut off its end, and the
+    rest keeps its place. ``blocks``: how many there are in all runs.
+    """
 
     def __init__(self) -> None:
-        self._found: set[int] = set()
-        # New blocks as they were let go, the oldest first: (age of the first of them, blocks).
-        self._runs: deque[tuple[int, Sequence[int]]] = deque()
-        self._new: set[int] = set()
-        # How many entries of a block in ``_runs`` do not count, since it was found; they come first.
-        self._left: dict[int, int] = {}
-        # block -> the count of ``_let_go`` when it came in; the oldest first.
-        self._again: OrderedDict[int, int] = OrderedDict()
+        self.blocks = 0
+        # Both by age, the oldest first; a run that is let go is younger than all before it.
+        self._new: OrderedDict[CachedRun, None] = OrderedDict()
+        self._again: OrderedDict[CachedRun, None] = OrderedDict()
         self._let_go = 0
 
     def __len__(self) -> int:
-        return len(self._new) + len(self._again)
+        return self.blocks
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[CachedRun]:
         yield from self._new
         yield from self._again
 
-    def add(self, block: int) -> None:
-        """Nobody holds ``block`` any more."""
-        self.add_all((block,))
+    def add(self, run: CachedRun) -> None:
+        """Nobody holds ``run`` any more."""
+        count = len(run.blocks)
+        run.age = self._let_go + 1
+        self._let_go += count
+        self.blocks += count
+        (self._again if run.found else self._new)[run] = None
 
-    def add_all(self, blocks: Sequence[int]) -> None:
-        """Nobody holds ``blocks`` any more, the first of them the oldest. They must not change later."""
-        if not blocks:
-            return
-        found, first = self._found, self._let_go + 1
-        self._let_go += len(blocks)
-        if found.isdisjoint(blocks):
-            self._add_new(first, blocks)
-            return
-        begun = 0
-        for at, block in enumerate(blocks):
-            if block in found:
-                self._again[block] = first + at
-                self._add_new(first + begun, blocks[begun:at])
-                begun = at + 1
-        self._add_new(first + begun, blocks[begun:])
+    def remove(self, run: CachedRun) -> None:
+        """Somebody takes ``run``: one that is here, or a head that was split off one."""
+        self.blocks -= len(run.blocks)
+        (self._again if run.found else self._new).pop(run, None)
 
-    def _add_new(self, age: int, blocks: Sequence[int]) -> None:
-        if blocks:
-            self._runs.append((age, blocks))
-            self._new.update(blocks)
-
-    def found(self, block: int) -> bool:
-        """A sequence that did not compute ``block`` takes it. False: it is held by others already."""
-        if block in self._found:
-            return self._again.pop(block, None) is not None
-        self._found.add(block)
-        if block not in self._new:
-            return False
-        self._new.remove(block)
-        self._left[block] = self._left.get(block, 0) + 1
-        return True
-
-    def count_of(self, blocks: Collection[int]) -> int:
-        """Return how many of ``blocks`` are here."""
-        return len(self._new.intersection(blocks)) + len(self._again.keys() & blocks)
-
-    def pop(self) -> int:
-        """Remove and return the block to give up; its history is forgotten. KeyError: there is none."""
-        return self.pop_many(1)[0]
-
-    def pop_many(self, count: int) -> list[int]:
-        """Remove and return the ``count`` blocks to give up. KeyError: there are fewer."""
-        if count > len(self):
-            raise KeyError(f"{count} blocks to give up, {len(self)} cached")
-        popped: list[int] = []
-        again, now = self._again, self._let_go
-        while len(popped) < count:
-            # The oldest that was found again goes before any that is less than so old.
-            born = now - (now - next(iter(again.values()))) / FOUND_AGE_DIVISOR if again else now
-            popped += self._pop_new(count - len(popped), math.floor(born))
-            if len(popped) < count:
-                block, _ = again.popitem(last=False)
-                self._found.discard(block)
-                popped.append(block)
-        return popped
-
-    def _pop_new(self, count: int, born: int) -> list[int]:
-        """Remove and return at most ``count`` new blocks, none younger than ``born``."""
-        runs, left = self._runs, self._left
-        popped: list[int] = []
-        while runs and len(popped) < count and runs[0][0] <= born:
-            age, blocks = runs.popleft()
-            taken = min(count - len(popped), born - age + 1, len(blocks))
-            if taken < len(blocks):
-                runs.appendleft((age + taken, blocks[taken:]))
-                blocks = blocks[:taken]
-            popped += blocks if not left or left.keys().isdisjoint(blocks) else self._without_left(blocks)
-        self._new.difference_update(popped)
-        return popped
-
-    def _without_left(self, blocks: Sequence[int]) -> list[int]:
-        kept: list[int] = []
-        for block in blocks:
-            times = self._left.get(block)
-            if times is None:
-                kept.append(block)
-            elif times == 1:
-                del self._left[block]
+    def pop_many(self, count: int) -> Iterator[tuple[CachedRun, int]]:
+        """Give up ``count`` blocks: yield runs, and how many blocks to cut off the end of each before the
+        next is asked for. Those cut off whole have left. KeyError: there are fewer."""
+        if count > self.blocks:
+            raise KeyError(f"{count} blocks to give up, {self.blocks} cached")
+        self.blocks -= count
+        new, again, now = self._new, self._again, self._let_go
+        while count:
+            fresh = next(iter(new), None)
+            found = next(iter(again), None)
+            if fresh is None or (found is not None and _goes_before(found.age, fresh.age, now)):
+                assert found is not None, "the count of cached blocks disagrees with the runs"
+                order, run, taken = again, found, len(found.blocks)
+                if fresh is not None:  # until one of them counts as younger than the new one
+                    taken = min(taken, now - FOUND_AGE_DIVISOR * (now - fresh.age) - found.age)
             else:
-                self._left[block] = times - 1
-        return kept
+                order, run, taken = new, fresh, len(fresh.blocks)
+                if found is not None:
+                    taken = min(taken, now - -(-(now - found.age) // FOUND_AGE_DIVISOR) - fresh.age + 1)
+            taken = min(taken, count)
+            count -= taken
+            if taken == len(run.blocks):
+                del order[run]
+            yield run, taken
+
+
+def _goes_before(found_age: int, new_age: int, now: int) -> bool:
+    """Whether a block that was found again goes before a new one; of equals the new one goes first."""
+    return now - found_age > FOUND_AGE_DIVISOR * (now - new_age)

@@ -36,15 +36,11 @@ class FreeRuns:
     def add_all(self, blocks: Iterable[int]) -> None:
         """Make ``blocks`` free; neighbours among them cost as much as one."""
         ordered = sorted(blocks)
-        if not ordered:
-            return
-        start = end = ordered[0]
-        for block in ordered:
-            if block != end:
-                self._add_run(start, end)
-                start = block
-            end = block + 1
-        self._add_run(start, end)
+        start, count = 0, len(ordered)
+        while start < count:
+            end = _run_end(ordered, start)
+            self._add_run(ordered[start], ordered[end - 1] + 1)
+            start = end
 
     def _add_run(self, start: int, end: int) -> None:
         self.count += end - start
@@ -113,3 +109,19 @@ class FreeRuns:
                 length = self._end_of[start] - start
                 assert length.bit_length() - 1 == size_log2, f"run at {start} is in the wrong bucket"
         assert sum(map(len, self._buckets)) == len(runs), "runs missing from the buckets"
+
+
+def _run_end(ordered: list[int], start: int) -> int:
+    """Return where the neighbours that begin at place ``start`` end: mostly at the end, else found by
+    halving."""
+    low, high = start, len(ordered) - 1
+    before = ordered[start] - start
+    if ordered[high] - high == before:
+        return high + 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if ordered[middle] - middle == before:
+            low = middle
+        else:
+            high = middle - 1
+    return low + 1

@@ -100,6 +100,7 @@ def compute_instead(batch: Batch, sequence: Tracked | None) -> None:
         # All was cached, but the last token must be computed for its logits, and a cached block must
         # not be written: the block kept for the first token takes the last one's place.
         spare = sequence.blocks.pop()
+        batch.pool.part(sequence.blocks[:-1])
         batch.pool.free([sequence.blocks.pop()])
         sequence.blocks.append(spare)
         block_tokens = batch.config.block_tokens

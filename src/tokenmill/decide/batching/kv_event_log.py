@@ -29,7 +29,7 @@ class KvEventLog:
         """Note that blocks entered the cache, each the parent of the next."""
         if not self._has_room(len(hashes)):
             return
-        names = cast(Sequence[BlockHash], hashes)
+        names = cast("Sequence[BlockHash]", hashes)
         last = self._events[-1] if self._events else None
         if isinstance(last, BlocksStored) and last.hashes[-1] == parent:
             last.hashes.extend(names)
@@ -44,7 +44,7 @@ class KvEventLog:
         """Note that blocks left the cache."""
         if not self._has_room(len(hashes)):
             return
-        names = cast(Sequence[BlockHash], hashes)
+        names = cast("Sequence[BlockHash]", hashes)
         last = self._events[-1] if self._events else None
         if isinstance(last, BlocksRemoved):
             last.hashes.extend(names)

@@ -168,33 +168,34 @@ class Scheduler:
         """
         batch, totals = self._batch, self._batch.totals
         step, prefill_tokens, decode_tokens, prefill_context, decode_context = self._executed
-        begun = sum(len(s.tokens) - s.computed for s in batch.prefilling)
-        fetched = sum(len(s.tokens) - s.computed for s in batch.receiving.values())
+        begun = sum([len(s.tokens) - s.computed for s in batch.prefilling])
+        fetched = sum([len(s.tokens) - s.computed for s in batch.receiving.values()])
+        # By place: to sort so many keywords takes longer than all the rest.
         return StepMetrics(
-            step=step,
-            step_ms=step_ms,
-            prefill_tokens=prefill_tokens,
-            decode_tokens=decode_tokens,
-            running=len(batch.decoding) + len(batch.prefilling),
-            waiting=len(batch.waiting),
-            receiving=len(batch.receiving),
-            exported=len(batch.exported),
-            waiting_prefill_tokens=batch.waiting.compute_tokens + begun,
-            kv_blocks_used=batch.pool.used_blocks,
-            kv_blocks_total=batch.pool.total_blocks,
-            prefix_hit_tokens_total=totals.prefix_hit_tokens,
-            prefix_query_tokens_total=totals.prefix_query_tokens,
-            prefill_tokens_total=totals.prefill_tokens,
-            decode_tokens_total=totals.decode_tokens,
-            preemptions_total=totals.preemptions,
-            handoffs_in_total=totals.handoffs_in,
-            handoffs_out_total=totals.handoffs_out,
-            handoffs_failed_total=totals.handoffs_failed,
-            prefill_context_tokens=prefill_context,
-            decode_context_tokens=decode_context,
-            transfer_tokens_total=totals.transfer_tokens,
-            transfer_ms_total=totals.transfer_ms,
-            receiving_tokens=batch.waiting.pull_tokens + fetched,
+            step,
+            step_ms,
+            prefill_tokens,
+            decode_tokens,
+            len(batch.decoding) + len(batch.prefilling),  # running
+            len(batch.waiting),
+            len(batch.receiving),
+            len(batch.exported),
+            batch.waiting.compute_tokens + begun,  # waiting_prefill_tokens
+            batch.pool.used_blocks,
+            batch.pool.total_blocks,
+            totals.prefix_hit_tokens,
+            totals.prefix_query_tokens,
+            totals.prefill_tokens,
+            totals.decode_tokens,
+            totals.preemptions,
+            totals.handoffs_in,
+            totals.handoffs_out,
+            totals.handoffs_failed,
+            prefill_context,
+            decode_context,
+            totals.transfer_tokens,
+            totals.transfer_ms,
+            batch.waiting.pull_tokens + fetched,  # receiving_tokens
         )
 
     def drain_kv_events(self) -> list[KvEvent]:

@@ -19,7 +19,8 @@ class Tracked(Sequence, kw_only=True, eq=False):
     which ``stop_ids`` do not end it. ``capacity``: tokens its blocks hold. ``next_commit``: when ``computed``
     reaches this, one more block is full. ``pulls``: a transfer brings its KV. ``exports``: its KV is offered.
     ``offered``: an offer is open, its blocks may be read until ``ExportReleased``. ``ended``: the
-    requester has been told the end; only blocks are left.
+    requester has been told the end; only blocks are left. ``duplicates``: another sequence has computed some
+    of its blocks at the same time.
     """
 
     rank: tuple[int, int]
@@ -32,6 +33,7 @@ class Tracked(Sequence, kw_only=True, eq=False):
     capacity: int = 0
     offered: bool = False
     ended: bool = False
+    duplicates: bool = False
 
     def end_reason(self, token: int) -> FinishReason | None:
         """Return why the sequence ends with ``token``, its last token, or None if it goes on."""

@@ -12,8 +12,9 @@ Neither changes any token.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable
-from itertools import islice
+from itertools import islice, repeat
 from typing import Final
 
 from tokenmill.protocol.ids import BlockHash
@@ -181,12 +182,17 @@ class PrefixIndex:
         shards, pick, bit = self.tiers[tier], self.shard_mask, owner.bit
         gone = cleared = 0
         seen = left = 0
-        if not pick and [*map(shards[0].get, names)].count(bit) == len(names):  # one shard, nobody else's
-            for name in names:
-                shards[0].pop(name, None)
-            owner.blocks -= len(names)
-            self.tier_blocks[tier] -= len(names)
-            return
+        if not pick:  # one shard: no work for each of those that nobody else has
+            shard = shards[0]
+            masks = [*map(shard.get, names)]
+            own = names
+            if masks.count(bit) == len(masks):
+                names = ()
+            else:
+                own = [name for name, mask in zip(names, masks, strict=True) if mask == bit]
+                names = [name for name, mask in zip(names, masks, strict=True) if mask != bit]
+            deque(map(shard.pop, own, repeat(None)), maxlen=0)
+            gone = cleared = len(own)
         for name in names:
             shard = shards[name & pick]
             mask = shard.get(name)
