@@ -28,7 +28,8 @@ class StepMetrics(msgspec.Struct, frozen=True, array_like=True):
     ``transfer_tokens_total`` and ``transfer_ms_total``: KV fetched by the handoffs that came in, and the time
     spent on it in milliseconds, waiting for the sender to compute left out. ``receiving_tokens``: whose KV is
     being fetched or waits for that. ``circuit``: of an
-    engine behind a circuit breaker.
+    engine behind a circuit breaker. ``averaged``: what is said of the last step is the mean over some time,
+    in which the engine may have stood still now and then.
     """
 
     step: int = 0
@@ -56,3 +57,4 @@ class StepMetrics(msgspec.Struct, frozen=True, array_like=True):
     transfer_ms_total: float = 0.0
     receiving_tokens: int = 0
     circuit: Circuit = Circuit.CLOSED
+    averaged: bool = False

@@ -158,3 +158,30 @@ def test_what_a_card_does_not_say_is_no_limit():
     for index in range(50):
         made.sent(R(str(index)), 100, 100, 1.0)
     assert not busy(made)
+
+
+def test_a_mean_over_idle_time_too_tells_the_least_that_a_worker_can_do():
+    made = room(kv_blocks=10_000)
+    slow = StepMetrics(prefill_tokens=30, step_ms=10.0, waiting_prefill_tokens=1, averaged=True)
+    made.reported(slow, 1.0)
+    assert made.prefill_limit_tokens == 8192
+    fast = StepMetrics(prefill_tokens=200, step_ms=10.0, waiting_prefill_tokens=1, averaged=True)
+    made.reported(fast, 1.2)
+    assert made.prefill_limit_tokens == pytest.approx(20_000)
+    made.reported(slow, 1.4)
+    assert made.prefill_limit_tokens == pytest.approx(19_800)
+    for _ in range(1000):
+        made.reported(slow, 1.5)
+    assert made.prefill_limit_tokens == 8192
+
+
+def test_what_prompts_of_late_found_cached_tells_what_the_next_one_finds():
+    made = room()
+    assert made.likely_computed(1000) == 1000
+    made.reported(StepMetrics(prefix_query_tokens_total=4000, prefix_hit_tokens_total=3000), 1.0)
+    assert made.likely_computed(1000) == 250
+    made.reported(StepMetrics(), 2.0)  # the worker has begun anew
+    assert made.likely_computed(1000) == 250
+    for thousands in range(1, 500):
+        made.reported(StepMetrics(prefix_query_tokens_total=1000 * thousands), 3.0)
+    assert made.likely_computed(1000) > 990

@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.profiles.test_profile_file import PROFILE
 
 from tokenmill.decide.perf.table import TableStepTime
 from tokenmill.errors import ConfigError
 from tokenmill.profiles.profile_file import save_profile
+from tokenmill.profiles.step_times_file import save_step_table
 from tokenmill.protocol.ids import Role
 from tokenmill.serve.engines.base import ExecutorFacts
 from tokenmill.serve.engines.opening import batching_config, sim_settings
-from tokenmill.serve.engines.profiled import DEFAULT_PREFILL_BUDGET, with_profile
+from tokenmill.serve.engines.profiled import DEFAULT_PREFILL_BUDGET, step_table_of, with_profile
 from tokenmill.spec.models import shipped_model
 from tokenmill.spec.process import WorkerConfig
 
@@ -71,3 +73,14 @@ def test_the_sim_engine_plays_a_profile(path: str) -> None:
     assert settings.saturating_tokens == KNEE
     wanted = TableStepTime(PROFILE.table)
     assert settings.step_time.mixed_ms(100, 5000, 3, 900) == wanted.mixed_ms(100, 5000, 3, 900)
+
+
+def test_a_worker_tells_the_step_times_that_it_is_given_before_its_profiles(
+    path: str, tmp_path: Path
+) -> None:
+    assert step_table_of(WorkerConfig()) is None
+    assert step_table_of(WorkerConfig(profile=path)) == PROFILE.table
+    planned = msgspec.structs.replace(PROFILE.table, kv_capacity_tokens=12345)
+    save_step_table(planned, tmp_path / "decode.steps.json")
+    told = step_table_of(WorkerConfig(profile=path, step_times=str(tmp_path / "decode.steps.json")))
+    assert told == planned

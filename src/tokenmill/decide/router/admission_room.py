@@ -103,6 +103,11 @@ class PlantRoom:
             room.promised(request_id, tokens)
             self._refresh(room)
 
+    def likely_computed(self, worker: WorkerId, prompt_tokens: int) -> int:
+        """Return how many of a prompt's tokens a worker will not find cached, going by its other prompts."""
+        room = self._workers.get(worker)
+        return prompt_tokens if room is None else room.likely_computed(prompt_tokens)
+
     def sent(
         self, worker: WorkerId, request_id: RequestId, kv_tokens: int, prefill_tokens: int, now: float
     ) -> None:

@@ -26,6 +26,12 @@ _GRACE_S = 0.02
 _SPEED_GAIN = 0.2
 """How much one step counts in the speed of a worker: the last ten or so decide."""
 
+_SPEED_FADES = 0.99
+"""What is left of a best speed at the next report of a mean: half of it after a minute or so."""
+
+_HITS_OVER_TOKENS = 65_536
+"""The prompt tokens that decide which share of them is found cached: twice so many at most."""
+
 
 class _Sent:
     """One sequence at the worker; tokens it needs room for, and tokens to be prefilled (0: they are). Reports
@@ -47,6 +53,8 @@ class WorkerRoom:
         self._thresholds = thresholds
         self._metrics = StepMetrics()
         self._prefill_tokens_per_s: float | None = None
+        self._least_limit_tokens = 0
+        self._asked_tokens = self._found_tokens = 0
         # All sequences of this frontend at the worker, and those that some report may not have; the bound is
         # this frontend's open streams to it.
         self._open: dict[RequestId, _Sent] = {}
@@ -103,6 +111,7 @@ class WorkerRoom:
 
     def reported(self, metrics: StepMetrics, now: float) -> None:
         """The worker told its load."""
+        self._learn_hits(self._metrics, metrics)
         self._metrics = metrics
         self._learn_speed(metrics)
         self._measure()
@@ -127,13 +136,35 @@ class WorkerRoom:
         changed, self.busy = busy != self.busy, busy
         return changed
 
+    def likely_computed(self, prompt_tokens: int) -> int:
+        """Return how many of a prompt's tokens will not be found cached, going by the prompts of late."""
+        if not self._asked_tokens:
+            return prompt_tokens
+        return math.ceil(prompt_tokens * (1 - self._found_tokens / self._asked_tokens))
+
+    def _learn_hits(self, before: StepMetrics, after: StepMetrics) -> None:
+        asked = after.prefix_query_tokens_total - before.prefix_query_tokens_total
+        found = after.prefix_hit_tokens_total - before.prefix_hit_tokens_total
+        if asked <= 0 or not 0 <= found <= asked:
+            return  # nothing new, or the worker has begun anew
+        self._asked_tokens += asked
+        self._found_tokens += found
+        while self._asked_tokens > 2 * _HITS_OVER_TOKENS:
+            self._asked_tokens //= 2
+            self._found_tokens //= 2
+
     def _learn_speed(self, metrics: StepMetrics) -> None:
         # Only a step that left prefill undone shows what the worker can do.
         if not metrics.prefill_tokens or not metrics.waiting_prefill_tokens or metrics.step_ms <= 0:
             return
         speed = 1000.0 * metrics.prefill_tokens / metrics.step_ms
         known = self._prefill_tokens_per_s
-        self._prefill_tokens_per_s = speed if known is None else known + _SPEED_GAIN * (speed - known)
+        if metrics.averaged:
+            # A mean over busy moments and others: the worker can do at least so much.
+            self._least_limit_tokens = self._thresholds.prefill_tokens
+            self._prefill_tokens_per_s = speed if known is None else max(speed, _SPEED_FADES * known)
+        else:
+            self._prefill_tokens_per_s = speed if known is None else known + _SPEED_GAIN * (speed - known)
 
     def _measure(self) -> None:
         """What the report, the card and the thresholds say, each once a report and not once a fact."""
@@ -142,7 +173,8 @@ class WorkerRoom:
         self._kv_limit = limits.kv_share * self._kv_total if self._kv_total else math.inf
         self._kv_used = metrics.kv_blocks_used * card.block_tokens
         speed = self._prefill_tokens_per_s
-        self.prefill_limit_tokens = limits.prefill_tokens if speed is None else limits.prefill_s * speed
+        learned = limits.prefill_tokens if speed is None else limits.prefill_s * speed
+        self.prefill_limit_tokens = max(learned, self._least_limit_tokens)
         """Queued prefill above which the worker is busy."""
         self._prefill_queued = metrics.waiting_prefill_tokens
         self._present = metrics.running + metrics.waiting + metrics.receiving

@@ -42,6 +42,8 @@ class RouterWithRoom(Router):
     ) -> None:
         """A stream was opened to a worker, which must compute ``prefill_tokens`` of ``tokens``."""
         super().sent(worker, request_id, prefill_tokens, now, tokens)
+        if not self.knows_caches:
+            prefill_tokens = self._room.likely_computed(worker, prefill_tokens)
         # A decode worker computes none of the prompt and needs room for all of it.
         self._room.sent(worker, request_id, prefill_tokens or tokens, prefill_tokens, now)
 

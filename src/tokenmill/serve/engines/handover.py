@@ -63,8 +63,6 @@ class Handover:
         self._exports: dict[RequestId, Export] = {}
         self._pulls: dict[RequestId, asyncio.Task[None]] = {}
         self._expected: dict[RequestId, Handoff] = {}
-        self.arrived_total = 0
-        self.lost_total = 0
 
     def expect(self, request_id: RequestId, handoff: Handoff | None) -> None:
         """A request with this handoff was submitted; its ``PullKv`` will come."""
@@ -154,7 +152,6 @@ class Handover:
             on_moved=moved,
         )
         sealed = msgspec.msgpack.decode(meta, type=_Sealed)
-        self.arrived_total += 1
         moved_tokens = pull.tokens - pull.from_token
         self._post(KvArrived(pull.request_id, sealed.first_token, moved_tokens, moving_s * 1000))
 
@@ -163,7 +160,6 @@ class Handover:
         if task.cancelled():  # nobody wants the request any more
             self._post(KvLost(request_id))
         elif (error := task.exception()) is not None:
-            self.lost_total += 1
             log.warning("handoff failed; computing here", request=request_id, reason=str(error))
             self._say([(request_id, HandoffLost("transfer", str(error)))])
             self._post(KvLost(request_id))

@@ -12,7 +12,9 @@ from typing import Final
 
 from tokenmill.decide.perf.profile import Profile
 from tokenmill.profiles.profile_file import load_profile
+from tokenmill.profiles.step_times_file import load_step_table
 from tokenmill.protocol.ids import Role
+from tokenmill.protocol.step_table import StepTable
 from tokenmill.spec.mixes import EMBEDDED_ENGINES
 from tokenmill.spec.process import WorkerConfig
 
@@ -23,6 +25,15 @@ DEFAULT_PREFILL_BUDGET: Final = 512
 def profile_of(config: WorkerConfig) -> Profile | None:
     """Return the profile that the config names, if any. Raises ConfigError where it cannot be read."""
     return load_profile(Path(config.profile).expanduser()) if config.profile else None
+
+
+def step_table_of(config: WorkerConfig) -> StepTable | None:
+    """Return what the worker tells of its step times, if anything. Raises ConfigError where a file cannot be
+    read."""
+    if config.step_times:
+        return load_step_table(Path(config.step_times).expanduser())
+    profile = profile_of(config)
+    return None if profile is None else profile.table
 
 
 def with_profile(config: WorkerConfig) -> WorkerConfig:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.serve.engines.attached import Attached
+
 from tokenmill.clock import SystemClock
-from tokenmill.protocol.generate import GenerateRequest
-from tokenmill.protocol.ids import RequestId, Role
-from tokenmill.protocol.metrics import StepMetrics
+from tokenmill.protocol.ids import Role
 from tokenmill.serve.engines.base import EngineInfo, Sink
 from tokenmill.serve.engines.sglang.engine import SglangEngine
 from tokenmill.serve.engines.sglang.launch import MODES, SglangOptions
@@ -36,40 +36,21 @@ def settings(role: Role = Role.BOTH, **fields: object) -> DoubleSettings:
     return DoubleSettings(**values)  # type: ignore[arg-type]
 
 
-class DoubledEngine:
+class DoubledEngine(Attached[SglangEngine]):
     """An engine attached to a double that starts and stops with it."""
 
     def __init__(self, role: Role = Role.BOTH, **fields: object) -> None:
         self.double = SglangDouble(settings(role, **fields))
         self.role = role
-        self._engine: SglangEngine | None = None
-
-    @property
-    def engine(self) -> SglangEngine:
-        assert self._engine is not None
-        return self._engine
 
     async def start(self, sink: Sink) -> EngineInfo:
         await self.double.start()
         options = SglangOptions(model=MODEL, model_name=NAME, role=self.role, attach=self.double.url)
-        self._engine = SglangEngine(options, SystemClock())
-        return await self._engine.start(sink)
-
-    def submit(self, request: GenerateRequest) -> None:
-        self.engine.submit(request)
-
-    def cancel(self, request_id: RequestId) -> None:
-        self.engine.cancel(request_id)
-
-    def metrics(self) -> StepMetrics:
-        return self.engine.metrics()
-
-    async def failure(self) -> str:
-        return await self.engine.failure()
+        self.engine = SglangEngine(options, SystemClock())
+        return await self.engine.start(sink)
 
     async def stop(self) -> None:
-        if self._engine is not None:
-            await self._engine.stop()
+        await self.engine.stop()
         await self.double.close()
 
 

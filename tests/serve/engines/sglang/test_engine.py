@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+from tests.waiting import until
 
 from tokenmill.clock import SystemClock
 from tokenmill.errors import ConfigError
@@ -29,12 +29,6 @@ from tokenmill.testing.sglang_double.mishaps import Kind, Mishap
 from .doubles import MODEL, NAME, DoubledEngine, events, settings
 
 PROMPT = list(range(100, 150))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def told(client: EngineClient) -> list[KvEvent]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.command_lines import options_in
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
@@ -29,17 +30,7 @@ def options(role: Role = Role.BOTH, **fields: object) -> SglangOptions:
 
 
 def words_of(asked: SglangOptions) -> dict[str, str]:
-    """Options with their values, "" for those without."""
-    found: dict[str, str] = {}
-    name = ""
-    for word in serve_arguments(asked, PORTS):
-        if word.startswith("--"):
-            name = word
-            assert name not in found, f"{name} twice"
-            found[name] = ""
-        else:
-            found[name] = word
-    return found
+    return options_in(serve_arguments(asked, PORTS))
 
 
 def test_what_every_server_is_told() -> None:

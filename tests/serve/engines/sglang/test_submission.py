@@ -9,15 +9,15 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
+from tests.serve.engines.books import Books, request
 
-from tokenmill.protocol.generate import GenerateRequest, Sampling
+from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.handoff import Handoff
-from tokenmill.protocol.ids import RequestId, Role
+from tokenmill.protocol.ids import Role
 from tokenmill.protocol.items import (
     Failed,
     Finished,
     FinishReason,
-    Item,
     Offered,
     PromptScored,
     TokenLogprobs,
@@ -28,7 +28,8 @@ from tokenmill.serve.engines.sglang.launch import MODES
 from tokenmill.serve.engines.sglang.server import ServerFacts
 from tokenmill.serve.engines.sglang.submission import Submission
 from tokenmill.serve.engines.sglang.wire import Pairing
-from tokenmill.testing.sglang_double.http import HangUp, HttpServer, Reply, Request
+from tokenmill.testing.connections import Request
+from tokenmill.testing.sglang_double.http import HangUp, HttpServer, Reply
 
 LENGTH = {"type": "length", "length": 4}
 PAIRING = Pairing("10.0.0.1", 8998, 77)
@@ -37,38 +38,6 @@ PAIRING = Pairing("10.0.0.1", 8998, 77)
 def content(ids: list[int], total: int, reason: object = None, **meta: object) -> bytes:
     info = {"id": "r|", "finish_reason": reason, "completion_tokens": total, "cached_tokens": 2, **meta}
     return msgspec.json.encode({"text": "x", "output_ids": ids, "meta_info": info})
-
-
-class Books:
-    """Writes down what it is told."""
-
-    def __init__(self) -> None:
-        self.items: list[Item] = []
-        self.notes: list[str] = []
-        self.over = asyncio.Event()
-
-    def said(self, _request_id: RequestId, item: Item) -> None:
-        assert not self.over.is_set(), f"{item} after the end"
-        self.items.append(item)
-        if isinstance(item, Finished | Failed):
-            self.over.set()
-
-    def progressed(self, _request_id: RequestId) -> None:
-        self.notes.append("progressed")
-
-    def handed_in(self) -> None:
-        self.notes.append("in")
-
-    def handed_out(self) -> None:
-        self.notes.append("out")
-
-    def handoff_failed(self, _request_id: RequestId, reason: str, why: str) -> None:
-        self.notes.append(f"failed: {reason}: {why}")
-
-    async def end(self) -> Item:
-        async with asyncio.timeout(10):
-            await self.over.wait()
-        return self.items[-1]
 
 
 Answer = list[bytes] | bytes | tuple[int, bytes] | None
@@ -95,14 +64,13 @@ async def sglang(*script: Answer) -> AsyncIterator[tuple[HttpClient, list[tuple[
             return Reply(events=events(answer))
         return Reply(answer[0], answer[1]) if isinstance(answer, tuple) else Reply(body=answer)
 
-    server = HttpServer(handle, "127.0.0.1", 0)
-    await server.start()
-    client = HttpClient(f"http://127.0.0.1:{server.port}")
+    server = HttpServer(handle)
+    client = HttpClient(f"http://127.0.0.1:{await server.start('127.0.0.1', 0)}")
     try:
         yield client, asked
     finally:
         await client.close()
-        await server.close()
+        await server.stop()
 
 
 def facts(role: Role = Role.BOTH, ranks: int = 1) -> ServerFacts:
@@ -111,18 +79,6 @@ def facts(role: Role = Role.BOTH, ranks: int = 1) -> ServerFacts:
         kv_blocks=10, bootstrap_port=8998, kv_dtype="auto", has_metrics=True, sources=(), eos_token_ids=(2,),
         ranks=ranks,
     )  # fmt: skip
-
-
-def request(role: Role = Role.BOTH, **fields: object) -> GenerateRequest:
-    sampling = {"max_tokens": 4, "temperature": 0.0, "seed": 7}
-    own = {name: fields.pop(name) for name in ("output", "handoff", "cache_salt") if name in fields}
-    return GenerateRequest(
-        request_id=RequestId("r"),
-        prompt=[5, 6, 7],
-        sampling=Sampling(**{**sampling, **fields}),  # type: ignore[arg-type]
-        role=role,
-        **own,  # type: ignore[arg-type]
-    )
 
 
 def handoff() -> Handoff:
@@ -451,9 +407,8 @@ async def test_cancelling_hangs_up_and_says_so() -> None:
         await asyncio.Event().wait()
         raise HangUp
 
-    server = HttpServer(handle, "127.0.0.1", 0)
-    await server.start()
-    client = HttpClient(f"http://127.0.0.1:{server.port}")
+    server = HttpServer(handle)
+    client = HttpClient(f"http://127.0.0.1:{await server.start('127.0.0.1', 0)}")
     try:
         submission = Submission(request(), client, facts(), books)
         submission.start()
@@ -464,6 +419,6 @@ async def test_cancelling_hangs_up_and_says_so() -> None:
             assert await aborts.get() == {"rid": "r|"}
     finally:
         await client.close()
-        await server.close()
+        await server.stop()
     assert books.items == [Finished(0, [], FinishReason.CANCELLED)]
     assert aborts.empty()

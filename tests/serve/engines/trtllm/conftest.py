@@ -7,11 +7,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.serve.engines.attached import Attached
 
 from tokenmill.clock import SystemClock
-from tokenmill.protocol.generate import GenerateRequest
-from tokenmill.protocol.ids import RequestId, Role
-from tokenmill.protocol.metrics import StepMetrics
+from tokenmill.protocol.ids import Role
 from tokenmill.serve.engines.base import EngineInfo, Sink
 from tokenmill.serve.engines.trtllm.engine import TrtllmEngine
 from tokenmill.serve.engines.trtllm.plan import TrtllmOptions
@@ -47,7 +46,7 @@ def engine_options(role: Role, *, kv_blocks: int = 256, **cache: object) -> Engi
     )
 
 
-class DoubledEngine:
+class DoubledEngine(Attached[TrtllmEngine]):
     """An engine and the double that it is attached to; both start and stop together."""
 
     def __init__(
@@ -71,7 +70,6 @@ class DoubledEngine:
             checkpoint=checkpoint,
             **own,  # type: ignore[arg-type]
         )
-        self.engine: TrtllmEngine
         self.violations: list[str] = []
         """What the double is to have complained about."""
 
@@ -80,18 +78,6 @@ class DoubledEngine:
         options = msgspec.structs.replace(self._options, attach=self.double.url)
         self.engine = TrtllmEngine(options, self.clock)
         return await self.engine.start(sink)
-
-    def submit(self, request: GenerateRequest) -> None:
-        self.engine.submit(request)
-
-    def cancel(self, request_id: RequestId) -> None:
-        self.engine.cancel(request_id)
-
-    def metrics(self) -> StepMetrics:
-        return self.engine.metrics()
-
-    async def failure(self) -> str:
-        return await self.engine.failure()
 
     async def stop(self) -> None:
         await self.engine.stop()

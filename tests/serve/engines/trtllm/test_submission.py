@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+from tests.waiting import until
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.generate import GenerateRequest, Sampling
@@ -41,12 +41,6 @@ def spoil(client: EngineClient, how: How, only: str = "") -> None:
 
 def losses(answer: Answer) -> list[str]:
     return [item.reason for item in answer.items if isinstance(item, HandoffLost)]
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -104,7 +98,7 @@ async def test_a_good_handoff_says_so(prefill: EngineClient, decode: EngineClien
         )
         assert prefill.engine.metrics().handoffs_out_total == 1
         assert decode.engine.metrics().handoffs_in_total == 1
-        await eventually(lambda: double(prefill).double.completions.record.caches_given == 1)
+        await until(lambda: double(prefill).double.completions.record.caches_given == 1)
 
 
 async def test_sampled_tokens_go_on_from_the_first_one(prefill: EngineClient, decode: EngineClient) -> None:
@@ -139,11 +133,11 @@ async def test_a_cache_whose_time_is_over_is_freed(checkpoint: Path, decode: Eng
         expected = await decode.generate(PROMPT)
         _, first = prefill.submit(PROMPT, role=Role.PREFILL)
         await finished(first)
-        await eventually(lambda: double(prefill).double.completions.record.caches_expired == 1)
+        await until(lambda: double(prefill).double.completions.record.caches_expired == 1)
         _, rest = decode.submit(PROMPT, role=Role.DECODE, handoff=first.offered.result())
         await finished(rest)
         assert (first.tokens + rest.tokens, losses(rest)) == (expected, ["lease_expired"])
-        await eventually(lambda: prefill.engine.metrics().kv_blocks_used == 0)
+        await until(lambda: prefill.engine.metrics().kv_blocks_used == 0)
 
 
 async def test_a_prefill_server_that_is_gone(prefill: EngineClient, decode: EngineClient) -> None:
@@ -289,7 +283,7 @@ async def test_cancelling_is_seen_by_the_server(both: EngineClient) -> None:
         both.engine.cancel(request_id)
         await finished(answer)
         assert answer.reason is FinishReason.CANCELLED
-        await eventually(lambda: double(both).double.completions.record.aborted == 1)
+        await until(lambda: double(both).double.completions.record.aborted == 1)
 
 
 async def test_a_server_that_sends_text_alone_is_refused(checkpoint: Path) -> None:

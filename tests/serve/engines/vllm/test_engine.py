@@ -6,12 +6,13 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tests.waiting import until
 
 from tokenmill.clock import SystemClock
 from tokenmill.errors import ConfigError
@@ -61,12 +62,6 @@ async def ask(client: EngineClient, path: str) -> Any:
         return msgspec.json.decode((await http.request("GET", path, timeout_s=10)).body)
     finally:
         await http.close()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def stored(client: EngineClient) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests.command_lines import options_in
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
@@ -25,16 +26,7 @@ def words_for(role: Role = Role.BOTH, **fields: object) -> list[str]:
 
 
 def options(words: list[str]) -> dict[str, str]:
-    """Options with their values, "" for those without."""
-    found: dict[str, str] = {}
-    for word in words[1:]:
-        if word.startswith("--"):
-            name = word
-            assert name not in found, f"{name} twice"
-            found[name] = ""
-        else:
-            found[name] = word
-    return found
+    return options_in(words[1:])
 
 
 def test_what_every_server_is_told() -> None:

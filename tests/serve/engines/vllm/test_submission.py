@@ -8,16 +8,16 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
+from tests.serve.engines.books import Books, request
 
 from tokenmill.clock import VirtualClock
-from tokenmill.protocol.generate import GenerateRequest, Sampling
+from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.handoff import Handoff
-from tokenmill.protocol.ids import RequestId, Role
+from tokenmill.protocol.ids import Role
 from tokenmill.protocol.items import (
     Failed,
     Finished,
     FinishReason,
-    Item,
     Offered,
     PromptScored,
     TokenLogprobs,
@@ -46,42 +46,6 @@ def whole(tokens: list[int], reason: str = "length", **fields: object) -> bytes:
     choice = {"index": 0, "text": "", "token_ids": tokens, "finish_reason": reason, **fields}
     usage = {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 1}}
     return msgspec.json.encode({"choices": [choice], "usage": usage, **extra})
-
-
-class Books:
-    """Writes down what it is told."""
-
-    def __init__(self) -> None:
-        self.items: list[Item] = []
-        self.notes: list[str] = []
-        self.log = ""
-        self.over = asyncio.Event()
-
-    def said(self, _request_id: RequestId, item: Item) -> None:
-        assert not self.over.is_set(), f"{item} after the end"
-        self.items.append(item)
-        if isinstance(item, Finished | Failed):
-            self.over.set()
-
-    def progressed(self, _request_id: RequestId) -> None:
-        self.notes.append("progressed")
-
-    def handed_in(self) -> None:
-        self.notes.append("in")
-
-    def handed_out(self) -> None:
-        self.notes.append("out")
-
-    def handoff_failed(self, _request_id: RequestId, reason: str, why: str) -> None:
-        self.notes.append(f"failed: {reason}: {why}")
-
-    def clue(self, _request_id: RequestId) -> str:
-        return self.log
-
-    async def end(self) -> Item:
-        async with asyncio.timeout(10):
-            await self.over.wait()
-        return self.items[-1]
 
 
 Script = list[tuple[int, list[bytes]] | None]
@@ -125,18 +89,6 @@ async def vllm(script: Script) -> AsyncIterator[tuple[HttpClient, list[dict[str,
         await listening.wait_closed()
 
 
-def request(role: Role = Role.BOTH, **fields: object) -> GenerateRequest:
-    sampling = {"max_tokens": 4, "temperature": 0.0, "seed": 7}
-    own = {name: fields.pop(name) for name in ("output", "handoff", "cache_salt") if name in fields}
-    return GenerateRequest(
-        request_id=RequestId("r"),
-        prompt=[5, 6, 7],
-        sampling=Sampling(**{**sampling, **fields}),  # type: ignore[arg-type]
-        role=role,
-        **own,  # type: ignore[arg-type]
-    )
-
-
 LEASE_S = 30.0
 
 
@@ -151,8 +103,7 @@ def submission(
 async def run(
     script: Script, asked: GenerateRequest, *, log: str = "", token_route: bool = False
 ) -> tuple[Books, list[dict[str, object]]]:
-    books = Books()
-    books.log = log
+    books = Books(log)
     async with vllm(script) as (client, bodies):
         submission(asked, client, books, token_route=token_route).start()
         await books.end()

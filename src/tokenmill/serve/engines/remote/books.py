@@ -101,4 +101,5 @@ class LoadBooks:
             handoffs_in_total=self.handoffs_in,
             handoffs_out_total=self.handoffs_out,
             handoffs_failed_total=self.handoffs_failed.total(),
+            averaged=average.step_ms > 0,
         )

@@ -35,8 +35,6 @@ class CircuitBreaker:
 
     def __init__(self, *, failures: int = 5, open_s: float = 1.0, longest_s: float = 30.0) -> None:
         self.state = Circuit.CLOSED
-        self.opened_total = 0
-        """How often it was opened."""
         self._failures = failures
         self._first_open_s = open_s
         self._longest_s = longest_s
@@ -83,7 +81,6 @@ class CircuitBreaker:
         if self.state is Circuit.HALF_OPEN:
             self._open_s = min(2 * self._open_s, self._longest_s)
         self._until = now + self._open_s
-        self.opened_total += 1
         self._enter(Circuit.OPEN)
 
     def _enter(self, state: Circuit) -> None:

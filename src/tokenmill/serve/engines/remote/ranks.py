@@ -49,10 +49,6 @@ class RankChoice:
         """How many there are."""
         return self._caches.ranks
 
-    def open_on(self, rank: int) -> int:
-        """Requests that are open there."""
-        return self._sequences[rank]
-
     def choose(self, request: GenerateRequest) -> int:
         """Return the rank that the request costs least on; among equals they take turns."""
         tokens = [*request.prompt, *request.output]

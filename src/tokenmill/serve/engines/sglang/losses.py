@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from tokenmill.serve.engines.remote.complaints import reason_in
+
 
 class Lost(StrEnum):
     """What kept the cache from coming."""
@@ -35,8 +37,4 @@ _SIGNS = (
 
 def lost_by(message: str) -> Lost:
     """Return what a server's error message tells of the reason."""
-    lowered = message.lower()
-    for reason, signs in _SIGNS:
-        if any(sign in lowered for sign in signs):
-            return reason
-    return Lost.ENGINE
+    return reason_in(message, _SIGNS, Lost.ENGINE)

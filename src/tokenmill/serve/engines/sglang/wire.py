@@ -12,6 +12,7 @@ import msgspec
 from tokenmill.errors import ProtocolError
 from tokenmill.protocol.generate import GenerateRequest
 from tokenmill.protocol.items import Failed, TokenLogprobs
+from tokenmill.serve.engines.remote import complaints
 from tokenmill.serve.engines.sglang.constraints import grammar_params
 
 TRANSPORT = "sglang"
@@ -143,10 +144,7 @@ def _sampling_params(request: GenerateRequest, done: int) -> dict[str, object]:
 
 def read_chunk(payload: bytes) -> Chunk:
     """Return an event or an answer. Raises ProtocolError."""
-    try:
-        return _decode_chunk(payload)
-    except msgspec.DecodeError as error:
-        raise ProtocolError(f"the engine's answer cannot be read: {error}") from error
+    return complaints.decoded(payload, _decode_chunk)
 
 
 def new_tokens(chunk: Chunk, seen: int) -> list[int]:
@@ -189,33 +187,15 @@ def prompt_logprobs(meta: MetaInfo, prompt_tokens: int, most: int) -> list[Token
 
 def failure_of(status: int, payload: bytes) -> Failed:
     """Return what an answer with an error status means to the frontend."""
-    text = payload[:200].decode(errors="replace")
-    try:
-        chunk = _decode_chunk(payload)
-    except msgspec.DecodeError:
-        return failed(status, text)
-    return error_of(chunk, status) or failed(status, text)
+    return complaints.failure_of(status, payload, _decode_chunk, error_of)
 
 
 def error_of(chunk: Chunk, status: int = 500) -> Failed | None:
     """Return the error that an answer or event carries, if it does."""
     ended = chunk.meta_info.finish_reason
     if ended is not None and ended.type == "abort":
-        return failed(ended.status_code or 503, ended.message or "the engine gave the request up")
-    if isinstance(chunk.error, dict):
-        code = chunk.error.get("code")
-        message = str(chunk.error.get("message") or "no message")
-        return failed(code if isinstance(code, int) else status, message)
-    if chunk.error is not None or chunk.message is not None:
-        return failed(chunk.code or status, str(chunk.error or chunk.message))
-    return None
-
-
-def failed(status: int, message: str) -> Failed:
-    """4xx is the request's fault, but for those that say that this server is full."""
-    if status in (408, 425, 429) or status >= 500:
-        return Failed(status, "engine_overloaded" if status == 429 else "engine_failed", message, True)
-    return Failed(status if status >= 400 else 500, "engine_refused", message)
+        return complaints.failed(ended.status_code or 503, ended.message or "the engine gave the request up")
+    return complaints.error_in(chunk.error, chunk.message, chunk.code or status)
 
 
 def _scored(entry: LogprobEntry, best: list[LogprobEntry] | None, most: int) -> TokenLogprobs:

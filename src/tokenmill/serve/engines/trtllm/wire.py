@@ -12,6 +12,7 @@ import msgspec
 from tokenmill.errors import ProtocolError
 from tokenmill.protocol.generate import GenerateRequest, Sampling
 from tokenmill.protocol.items import Failed, TokenLogprobs
+from tokenmill.serve.engines.remote import complaints
 
 TRANSPORT = "trtllm"
 """Name of the handoff between two TensorRT-LLM workers, whichever cache transceiver they use."""
@@ -146,10 +147,7 @@ def _fields(sampling: Sampling, done: int) -> dict[str, tuple[object, object]]:
 
 def read_chunk(payload: bytes) -> Chunk:
     """Return an event or an answer. Raises ProtocolError."""
-    try:
-        return _decode_chunk(payload)
-    except msgspec.DecodeError as error:
-        raise ProtocolError(f"the engine's answer cannot be read: {error}") from error
+    return complaints.decoded(payload, _decode_chunk)
 
 
 def token_logprobs(choice: Choice, tokens: list[int], most: int | None) -> list[TokenLogprobs] | None:
@@ -175,27 +173,9 @@ def _scored(token: int, logprob: float, others: dict[str, float] | None, most: i
 
 def failure_of(status: int, payload: bytes) -> Failed:
     """Return what an answer with an error status means to the frontend."""
-    try:
-        chunk = _decode_chunk(payload)
-    except msgspec.DecodeError:
-        return _failed(status, payload[:200].decode(errors="replace"))
-    return error_of(chunk, status) or _failed(status, payload[:200].decode(errors="replace"))
+    return complaints.failure_of(status, payload, _decode_chunk, error_of)
 
 
 def error_of(chunk: Chunk, status: int = 500) -> Failed | None:
     """Return the error that an event or answer carries, if it does."""
-    if isinstance(chunk.error, dict):
-        code = chunk.error.get("code")
-        message = str(chunk.error.get("message") or "no message")
-        return _failed(code if isinstance(code, int) else status, message)
-    if chunk.error is not None or chunk.message is not None:
-        return _failed(status, str(chunk.error or chunk.message))
-    return None
-
-
-def _failed(status: int, message: str) -> Failed:
-    """4xx is the request's fault, but for those that say that this server is full."""
-    message = message[:1000]
-    if status in (408, 425, 429) or status >= 500:
-        return Failed(status, "engine_overloaded" if status == 429 else "engine_failed", message, True)
-    return Failed(status if status >= 400 else 500, "engine_refused", message)
+    return complaints.error_in(chunk.error, chunk.message, status)

@@ -11,6 +11,8 @@ import re
 from collections import OrderedDict
 from enum import StrEnum
 
+from tokenmill.serve.engines.remote.complaints import reason_in
+
 
 class Lost(StrEnum):
     """What kept the cache from coming."""
@@ -58,11 +60,7 @@ _KEPT = 256
 
 def lost_by(message: str) -> Lost:
     """Return what a server's words tell of the reason."""
-    lowered = message.lower()
-    for reason, signs in _SIGNS:
-        if any(sign in lowered for sign in signs):
-            return reason
-    return Lost.ENGINE
+    return reason_in(message, _SIGNS, Lost.ENGINE)
 
 
 class LogClues:
