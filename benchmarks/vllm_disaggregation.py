@@ -12,20 +12,20 @@ benchmarks/results/vllm_disaggregation.json.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.machine import machine, write_result
+from benchmarks.real_vllm.asks import Alike
 from benchmarks.real_vllm.command_line import parsed, parser_of
 from benchmarks.real_vllm.doors import tokenmill, vllm_router_split
-from benchmarks.real_vllm.load import Ask
 from benchmarks.real_vllm.prompts import Writer
 from benchmarks.real_vllm.running import Precedence
 from benchmarks.real_vllm.servers import Wanted, serving
 from benchmarks.real_vllm.turns import ratio, summary, take_turns
 from tokenmill.testing.checkpoints import make_checkpoint
 
-CONNECTIONS = 8
-PROMPT_TOKENS, OUTPUT_TOKENS = 512, 32
+LOAD = Alike(connections=8, prompt_tokens=512, output_tokens=32)
 WARM_REQUESTS, REQUESTS = 2, 12
 """Of each connection."""
 
@@ -48,15 +48,6 @@ def main() -> None:
         model = make_checkpoint(folder / "model", "llama", size="5m", dtype="bfloat16")
         writer = Writer(model)
 
-        def asks(seed: str, requests: int) -> list[list[Ask]]:
-            return [
-                [
-                    Ask(writer.text(PROMPT_TOKENS, f"{seed} {client} {index}"), OUTPUT_TOKENS)
-                    for index in range(requests)
-                ]
-                for client in range(CONNECTIONS)
-            ]
-
         try:
             wanted = [Wanted(role=role, arguments=arguments) for role in ("prefill", "decode")]
             with serving(options.python, model, wanted, folder) as servers:
@@ -66,8 +57,8 @@ def main() -> None:
                         "vllm-router": vllm_router_split(options.routers),
                         "tokenmill": tokenmill(model, prefill="remote", source=options.source),
                     },
-                    lambda seed: asks(seed, WARM_REQUESTS),
-                    lambda seed: asks(seed, REQUESTS),
+                    lambda seed: LOAD.asks(writer, seed, WARM_REQUESTS),
+                    lambda seed: LOAD.asks(writer, seed, REQUESTS),
                     rounds=options.rounds,
                     folder=folder,
                     precedence=precedence,
@@ -85,9 +76,7 @@ def main() -> None:
     print(f"tokenmill / vllm-router: {ratios}")
     shape = {
         "model": "llama 5m, bfloat16",
-        "connections": CONNECTIONS,
-        "prompt_tokens": PROMPT_TOKENS,
-        "output_tokens": OUTPUT_TOKENS,
+        **asdict(LOAD),
         "server_arguments": options.server_arguments,
         "precedence": options.precedence,
         "ratios": ratios,

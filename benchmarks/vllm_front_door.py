@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.machine import machine, write_result
+from benchmarks.real_vllm.asks import Alike
 from benchmarks.real_vllm.command_line import parsed, parser_of
 from benchmarks.real_vllm.doors import direct, tokenmill
-from benchmarks.real_vllm.load import Ask
 from benchmarks.real_vllm.prompts import Writer
 from benchmarks.real_vllm.running import Precedence
 from benchmarks.real_vllm.servers import Wanted, serving
 from benchmarks.real_vllm.turns import Rounds, added, ratio, summary, take_turns
 from tokenmill.testing.checkpoints import make_checkpoint
 
-CONNECTIONS = 16
-PROMPT_TOKENS, OUTPUT_TOKENS = 128, 64
+LOAD = Alike(connections=16, prompt_tokens=128, output_tokens=64)
 WARM_REQUESTS, REQUESTS = 2, 10
 """Of each connection."""
 
@@ -40,22 +40,13 @@ def measure(options: argparse.Namespace, arguments: list[str], *, apart: bool) -
         model = make_checkpoint(folder / "model", "llama", size="5m", dtype="bfloat16")
         writer = Writer(model)
 
-        def asks(seed: str, requests: int) -> list[list[Ask]]:
-            return [
-                [
-                    Ask(writer.text(PROMPT_TOKENS, f"{seed} {client} {index}"), OUTPUT_TOKENS)
-                    for index in range(requests)
-                ]
-                for client in range(CONNECTIONS)
-            ]
-
         try:
             with serving(options.python, model, [Wanted(arguments=arguments)], folder) as servers:
                 return take_turns(
                     servers,
                     {"direct": direct, "tokenmill": tokenmill(model, source=options.source)},
-                    lambda seed: asks(seed, WARM_REQUESTS),
-                    lambda seed: asks(seed, REQUESTS),
+                    lambda seed: LOAD.asks(writer, seed, WARM_REQUESTS),
+                    lambda seed: LOAD.asks(writer, seed, REQUESTS),
                     rounds=options.rounds,
                     folder=folder,
                     precedence=precedence,
@@ -109,9 +100,7 @@ def main() -> None:
         show(title, found, result)
     shape = {
         "model": "llama 5m, bfloat16",
-        "connections": CONNECTIONS,
-        "prompt_tokens": PROMPT_TOKENS,
-        "output_tokens": OUTPUT_TOKENS,
+        **asdict(LOAD),
         "precedence": options.precedence,
     }
     if not options.no_write:

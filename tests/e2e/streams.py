@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -18,33 +15,21 @@ from tokenmill.testing.running_factory import RunningFactory
 
 def start_factory(folder: Path, spec: dict[str, object]) -> RunningFactory:
     """Bring up what ``spec`` declares, on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    frontend = {**spec.get("frontend", {}), "port": port}
-    file = folder / "factory.yaml"
-    file.write_text(
-        yaml.safe_dump({"apiVersion": "tokenmill/v1", "kind": "Factory", **spec, "frontend": frontend})
-    )
-    log = folder / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tokenmill", "up", str(file), "--foreground"],
-            env={**os.environ, "TOKENMILL_STATE_DIR": str(folder / "state")},
-            stdout=out,
-            stderr=out,
-        )
-    return RunningFactory(process, port, log)
+    frontend = {**spec.get("frontend", {}), "port": "PORT"}
+    whole = {"apiVersion": "tokenmill/v1", "kind": "Factory", **spec, "frontend": frontend}
+    return RunningFactory.up(folder, yaml.safe_dump(whole))
 
 
 def wait_for_workers(factory: RunningFactory, **counts: int) -> None:
     """Wait until so many workers of each role are ready."""
-
-    def ready() -> bool:
-        states = json.loads(factory.get("/health")[1])["workers"]
-        return all(states[role].get("ready", 0) == count for role, count in counts.items())
-
+    ready = partial(all_ready, factory, **counts)
     asyncio.run(until(ready, lambda: factory.get("/health")[1] + factory.log()))
+
+
+def all_ready(factory: RunningFactory, **counts: int) -> bool:
+    """Whether so many workers of each role are ready."""
+    states = json.loads(factory.get("/health")[1])["workers"]
+    return all(states[role].get("ready", 0) == count for role, count in counts.items())
 
 
 async def until(

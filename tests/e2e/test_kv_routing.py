@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
 from collections.abc import Callable
 
 import pytest
+from tests.waiting import wait_until
 
 from tokenmill.testing.running_factory import RunningFactory
 
@@ -44,13 +44,6 @@ def known_blocks(factory: RunningFactory) -> int:
     return sum(json.loads(factory.get("/health")[1])["router"]["worker_blocks"].values())
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def hits(factory: RunningFactory) -> list[int]:
     """Send every group's requests, one after the other, the groups in turn; return what was cached."""
     return [
@@ -65,7 +58,7 @@ def test_a_prefix_is_computed_once_in_the_whole_factory(serve: Serve, stages: tu
     factory = serve("--engine", "sim", *stages, "--router-policy", "kv", "--router-prefill", "remote")
     if "--prefill" in stages:
         factory.wait_for_mode("disaggregated")
-    until(lambda: len(factory.worker_loads()) == sum(int(count) for count in stages[1::2]))
+    wait_until(lambda: len(factory.worker_loads()) == sum(int(count) for count in stages[1::2]))
     found = hits(factory)
     assert found[:GROUPS] == [0] * GROUPS
     assert found[GROUPS:] == [PREFIX] * (GROUPS * (ROUNDS - 1))
@@ -78,8 +71,8 @@ def test_a_lost_cache_is_forgotten_and_the_new_one_learned(serve: Serve) -> None
     for worker in factory.workers("both"):
         worker.kill()
         worker.wait(10)
-    until(lambda: known_blocks(factory) == 0)
-    until(lambda: sum(load["state"] == "ready" for load in factory.worker_loads()) == 2)
+    wait_until(lambda: known_blocks(factory) == 0)
+    wait_until(lambda: sum(load["state"] == "ready" for load in factory.worker_loads()) == 2)
     found = hits(factory)
     assert found[:GROUPS] == [0] * GROUPS
     assert found[GROUPS:] == [PREFIX] * (GROUPS * (ROUNDS - 1))
@@ -94,14 +87,14 @@ def test_a_frontend_that_comes_late_knows_what_is_cached(serve: Serve) -> None:
     front.kill()
     front.wait(10)
     factory.wait_ready()
-    until(lambda: known_blocks(factory) == before)
+    wait_until(lambda: known_blocks(factory) == before)
     assert hits(factory)[:GROUPS] == [PREFIX] * GROUPS
 
 
 def test_the_torch_engine_tells_its_cache_too(serve: Serve) -> None:
     pytest.importorskip("torch")
     factory = serve("--both", "2", "--router-policy", "kv", "--dtype", "float32")
-    until(lambda: len(factory.worker_loads()) == 2)
+    wait_until(lambda: len(factory.worker_loads()) == 2)
     length = 8 * BLOCK
     first = [300 + n for n in range(length)]
     second = [700 + n for n in range(length)]

@@ -13,7 +13,7 @@ import pytest
 
 from tokenmill.testing.running_factory import RunningFactory
 
-from .streams import Client, migrations, run_all, start_factory, until, wait_for_workers
+from .streams import Client, all_ready, migrations, run_all, start_factory, until, wait_for_workers
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
@@ -83,11 +83,6 @@ def undisturbed(factory):
     return results
 
 
-def _ready(factory, counts) -> bool:
-    states = json.loads(factory.get("/health")[1])["workers"]
-    return all(states[role].get("ready", 0) == count for role, count in counts.items())
-
-
 async def all_stream(clients: list[Client], tokens: int = 5) -> None:
     """Wait until all have some tokens."""
     await until(lambda: all(len(client.tokens) > tokens for client in clients))
@@ -142,7 +137,7 @@ async def test_a_frozen_decode_worker(full_factory, undisturbed):
     assert [client.result for client in clients] == undisturbed[60]
     stalled = more(before, migrations(factory), "stalled")
     assert stalled.get("decode", 0) > 0
-    await until(lambda: _ready(factory, {"decode": 2}), factory.log)
+    await until(lambda: all_ready(factory, decode=2), factory.log)
     await until(lambda: not any(w["running"] + w["receiving"] for w in factory.worker_loads()), factory.log)
 
 
@@ -164,7 +159,7 @@ async def test_a_frozen_prefill_worker(full_factory, undisturbed, when):
         clients = await run_all(factory, bodies(3000), f"frozen-{when}", during)
     assert [client.result for client in clients] == undisturbed[3000]
     assert more(before, migrations(factory), "stalled").get("prefill", 0) > 0
-    await until(lambda: _ready(factory, {"prefill": 2}), factory.log)
+    await until(lambda: all_ready(factory, prefill=2), factory.log)
 
 
 @pytest.mark.parametrize("role", ["decode", "prefill"])

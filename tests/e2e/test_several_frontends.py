@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+from tests.waiting import wait_until
 
 from tokenmill.operate.deploy.shared_port import can_share_ports
 from tokenmill.testing.running_factory import RunningFactory
@@ -49,13 +49,6 @@ def complete(factory: RunningFactory, ids: list[int], **fields: object) -> dict:
     return ask(factory.port, "/v1/completions", body)
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def who_answers(factory: RunningFactory) -> str:
     return ask(factory.port, "/health")["frontend"]
 
@@ -87,9 +80,9 @@ def factory(serve_module: Serve) -> RunningFactory:
     slow = ("--engine-arg", "prefill_token_ms=0.3")  # so that a long prefix is worth going for
     stages = ("--engine", "sim", "--both", str(WORKERS), *slow)
     factory = serve_module(*stages, "--frontends", "2", "--router-policy", "kv")
-    until(lambda: len(fronts(factory)) == 2)
+    wait_until(lambda: len(fronts(factory)) == 2)
     for port in fronts(factory).values():
-        until(lambda port=port: ask(port, "/health")["workers"]["both"].get("ready") == WORKERS)
+        wait_until(lambda port=port: ask(port, "/health")["workers"]["both"].get("ready") == WORKERS)
     return factory
 
 
@@ -107,7 +100,7 @@ def test_requests_are_spread_as_one_would(factory: RunningFactory) -> None:
     with ThreadPoolExecutor(WORKERS * 2) as pool:
         prompts = [[300 + number, *[400] * (tokens - 1)] for number in range(count)]
         list(pool.map(lambda ids: complete(factory, ids, max_tokens=32), prompts))
-    until(
+    wait_until(
         lambda: (
             sum(of_workers(factory, "prefill_tokens_total").values()) >= sum(before.values()) + count * tokens
         )
@@ -128,7 +121,7 @@ def test_a_burst_with_one_prefix_goes_to_one_worker_through_both(factory: Runnin
         answers = list(pool.map(lambda tail: complete(factory, [*prefix, tail], max_tokens=1), range(2, 26)))
     found = Counter(each["usage"]["prompt_tokens_details"]["cached_tokens"] for each in answers)
     assert found == {len(prefix): 24}
-    until(
+    wait_until(
         lambda: (
             sum(of_workers(factory, "prefix_hit_tokens_total").values())
             >= sum(before.values()) + 24 * len(prefix)
@@ -162,5 +155,5 @@ def test_one_that_is_killed_leaves_the_other_serving_and_comes_back(factory: Run
     psutil.wait_procs([victim], timeout=10)
     for number in range(30):
         assert complete(factory, [500 + number] * 20)["choices"][0]["finish_reason"] == "length"
-    until(lambda: len(fronts(factory)) == 2 and len(before | set(fronts(factory))) == 3)
+    wait_until(lambda: len(fronts(factory)) == 2 and len(before | set(fronts(factory))) == 3)
     assert ask(port, "/health")["frontends"][0]["connected"]

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.e2e.completions import at_once, complete, metric, tokens
+from tests.waiting import wait_until
 
+from tokenmill.serve.engines.remote.child import free_ports
 from tokenmill.testing.running_factory import RunningFactory
 
 pytestmark = pytest.mark.processes
@@ -55,33 +57,8 @@ def up(tmp_path: Path) -> Iterator[Up]:
     assert [factory.stop() for factory in running] == [0] * len(running)
 
 
-def until(condition: Callable[[], bool], what: object, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
-def complete(factory: RunningFactory, ids: list[int], **fields: object) -> dict:
-    body = {"prompt": ids, "max_tokens": 24, "temperature": 0, "return_token_ids": True, **fields}
-    request = urllib.request.Request(
-        f"{factory.url}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=90) as answer:
-        return json.load(answer)
-
-
-def tokens(answer: dict) -> list[int]:
-    return answer["choices"][0]["token_ids"]
-
-
 def prompts(count: int) -> list[list[int]]:
     return [[300 + n, *range(400, 400 + 20 * (n + 1))] for n in range(count)]
-
-
-def at_once(factory: RunningFactory, asked: list[list[int]], **fields: object) -> list[list[int]]:
-    with ThreadPoolExecutor(len(asked)) as pool:
-        return list(pool.map(lambda ids: tokens(complete(factory, ids, **fields)), asked))
 
 
 def doubles(factory: RunningFactory, mode: str) -> list[psutil.Process]:
@@ -116,11 +93,6 @@ def journal(double: psutil.Process) -> dict:
     return ask(double, "/double/journal")
 
 
-def metric(factory: RunningFactory, name: str) -> float:
-    lines = factory.get("/metrics")[1].splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
-
-
 def rooms(processes: list[psutil.Process]) -> list[int]:
     return sorted(asked["bootstrap_room"] for process in processes for asked in journal(process)["generate"])
 
@@ -134,7 +106,7 @@ def test_disaggregated_gives_the_tokens_of_one_server(up: Up) -> None:
     assert journal(server)["refused"] == []
     assert one.stop() == 0
     pair = up(factory_file(stage("prefill", 2), stage("decode", 2)), "disaggregated")
-    until(lambda: len(pair.worker_loads()) == 4, pair.log())
+    wait_until(lambda: len(pair.worker_loads()) == 4, pair.log)
     assert at_once(pair, asked) == greedy
     assert at_once(pair, asked, **sampled) == drawn
     givers, takers = doubles(pair, "prefill"), doubles(pair, "decode")
@@ -162,7 +134,7 @@ def test_one_token_needs_no_pair_and_log_probabilities_come(up: Up) -> None:
 
 def test_prefixes_are_found_by_the_servers_events(up: Up) -> None:
     factory = up(factory_file(stage("both", 3)), "aggregated")
-    until(lambda: len(factory.worker_loads()) == 3, factory.log())
+    wait_until(lambda: len(factory.worker_loads()) == 3, factory.log)
     heads = [[310 + group] * PREFIX for group in range(6)]
 
     def cached(tail: int) -> list[int]:
@@ -171,7 +143,7 @@ def test_prefixes_are_found_by_the_servers_events(up: Up) -> None:
 
     assert cached(0) == [0] * 6
     known = lambda: json.loads(factory.get("/health")[1])["router"]["worker_blocks"]  # noqa: E731
-    until(lambda: sum(known().values()) >= 6 * PREFIX // 16, known)
+    wait_until(lambda: sum(known().values()) >= 6 * PREFIX // 16, lambda: str(known()))
     assert cached(1) == [PREFIX] * 6
     assert cached(2) == [PREFIX] * 6
 
@@ -179,7 +151,7 @@ def test_prefixes_are_found_by_the_servers_events(up: Up) -> None:
 def test_a_failed_handoff_is_served_by_a_worker_that_needs_no_partner(up: Up) -> None:
     stages = stage("prefill"), stage("decode"), stage("both")
     factory = up(factory_file(*stages, prefill="remote"), "mixed")
-    until(lambda: len(factory.worker_loads()) == 3, factory.log())
+    wait_until(lambda: len(factory.worker_loads()) == 3, factory.log)
     asked = prompts(10)
     expected = at_once(factory, asked)
     (giver,) = doubles(factory, "prefill")
@@ -211,7 +183,7 @@ def test_a_pair_may_try_again(up: Up) -> None:
 @pytest.mark.parametrize("mode", ["prefill", "decode"])
 def test_killing_a_server_under_load_loses_no_request(up: Up, mode: str) -> None:
     factory = up(factory_file(stage("prefill", 2), stage("decode", 2)), "disaggregated")
-    until(lambda: len(factory.worker_loads()) == 4, factory.log())
+    wait_until(lambda: len(factory.worker_loads()) == 4, factory.log)
     asked = prompts(12)
     expected = at_once(factory, asked, max_tokens=200)
     before = {process: len(journal(process)["generate"]) for process in doubles(factory, mode)}
@@ -221,7 +193,7 @@ def test_killing_a_server_under_load_loses_no_request(up: Up, mode: str) -> None
 
     with ThreadPoolExecutor(len(asked)) as pool:
         answers = [pool.submit(complete, factory, ids, max_tokens=200) for ids in asked]
-        until(lambda: bool(asked_again()), "nothing came to any server")
+        wait_until(asked_again, lambda: "nothing came to any server")
         asked_again()[0].kill()
         assert [tokens(answer.result(90)) for answer in answers] == expected
 
@@ -232,7 +204,7 @@ def test_a_lonely_decode_worker_waits_for_a_new_partner(up: Up) -> None:
     expected = tokens(complete(factory, prompts(1)[0]))
     (giver,), (taker,) = doubles(factory, "prefill"), doubles(factory, "decode")
     giver.kill()
-    until(lambda: factory.get("/ready")[0] == 503, factory.log)
+    wait_until(lambda: factory.get("/ready")[0] == 503, factory.log)
     factory.wait_ready()
     factory.wait_for_mode("disaggregated")
     assert tokens(complete(factory, prompts(1)[0])) == expected
@@ -248,7 +220,7 @@ def test_running_servers_are_attached_to(up: Up, tmp_path: Path) -> None:
     started: list[subprocess.Popen[bytes]] = []
     urls = {}
     for mode in ("prefill", "decode"):
-        port, bootstrap = free_ports()
+        port, bootstrap = free_ports(2)
         words = [
             "--model-path",
             path,
@@ -275,9 +247,3 @@ def test_running_servers_are_attached_to(up: Up, tmp_path: Path) -> None:
         for process in started:
             process.terminate()
             process.wait(20)
-
-
-def free_ports() -> list[int]:
-    from tokenmill.serve.engines.remote.child import free_ports as free
-
-    return free(2)

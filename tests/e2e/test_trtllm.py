@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,6 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from tests.e2e.completions import at_once, complete, metric, tokens
+from tests.waiting import wait_until
 
 from tokenmill.serve.engines.remote.child import free_ports
 from tokenmill.testing.running_factory import RunningFactory
@@ -59,39 +60,15 @@ def up(tmp_path: Path) -> Iterator[Up]:
         factory.wait_ready()
         factory.wait_for_mode(mode)
         expected = sum(int(str(each["replicas"])) for each in stages)
-        until(lambda: len(factory.worker_loads()) == expected, factory.log)
+        wait_until(lambda: len(factory.worker_loads()) == expected, factory.log)
         return factory
 
     yield start
     assert [factory.stop() for factory in running] == [0] * len(running)
 
 
-def until(condition: Callable[[], object], why_not: Callable[[], str] = str, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, why_not()
-        time.sleep(0.05)
-
-
-def complete(factory: RunningFactory, ids: list[int], name: str = "", **fields: object) -> dict:
-    body = {"prompt": ids, "max_tokens": 24, "temperature": 0, "return_token_ids": True, **fields}
-    headers = {"content-type": "application/json", **({"x-request-id": name} if name else {})}
-    request = urllib.request.Request(f"{factory.url}/v1/completions", json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=90) as answer:
-        return json.load(answer)
-
-
-def tokens(answer: dict) -> list[int]:
-    return answer["choices"][0]["token_ids"]
-
-
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
     return [random.Random(f"{seed}/{n}").choices(range(8, 250), k=20 + 17 * n) for n in range(count)]
-
-
-def at_once(factory: RunningFactory, asked: list[list[int]], **fields: object) -> list[list[int]]:
-    with ThreadPoolExecutor(len(asked)) as pool:
-        return list(pool.map(lambda ids: tokens(complete(factory, ids, **fields)), asked))
 
 
 class Double:
@@ -131,11 +108,6 @@ def kinds(of: list[Double], kind: str) -> int:
     return sum(double.record()["kinds"].get(kind, 0) for double in of)
 
 
-def metric(factory: RunningFactory, name: str) -> float:
-    lines = factory.get("/metrics")[1].splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
-
-
 def test_disaggregated_gives_the_tokens_of_one_server(up: Up) -> None:
     asked = prompts(8)
     sampled = {"temperature": 0.9, "seed": 11, "max_tokens": 12}
@@ -153,7 +125,7 @@ def test_disaggregated_gives_the_tokens_of_one_server(up: Up) -> None:
     assert [double.record()["violations"] for double in (*givers, *takers)] == [[]] * 4
     assert kinds(givers, "context_only") == kinds(takers, "generation_only") == 16
     assert kinds(takers, "plain") == 2  # the trial at each start
-    until(lambda: sum(double.record()["caches_given"] for double in givers) == 16)
+    wait_until(lambda: sum(double.record()["caches_given"] for double in givers) == 16)
     assert metric(pair, "tokenmill_handoffs_lost_total") == 0
 
 
@@ -182,7 +154,7 @@ def test_a_server_killed_under_load_loses_no_request(up: Up, role: str) -> None:
     before = kinds(doubles(pair, role), kind)
     with ThreadPoolExecutor(1) as pool:
         again = pool.submit(at_once, pair, asked, max_tokens=60)
-        until(lambda: kinds(doubles(pair, role), kind) > before + 2)
+        wait_until(lambda: kinds(doubles(pair, role), kind) > before + 2)
         doubles(pair, role)[0].process.kill()
         assert again.result(120) == expected
 
@@ -200,7 +172,7 @@ def test_requests_go_where_the_servers_events_say(up: Up) -> None:
         return sum(json.loads(factory.get("/health")[1])["router"]["worker_blocks"].values())
 
     assert [cached(prefix, 1) for prefix in prefixes] == [0] * 4
-    until(lambda: known() >= 80)
+    wait_until(lambda: known() >= 80)
     assert [cached(prefix, tail) for tail in (2, 3) for prefix in prefixes] == [20 * BLOCK] * 8
 
 
@@ -216,7 +188,7 @@ def own_double(tmp_path: Path) -> Iterator[Callable[..., Double]]:
         process = subprocess.Popen([sys.executable, "-m", DOUBLE, *words], env={**os.environ})
         running.append(process)
         double = Double(psutil.Process(process.pid), port)
-        until(lambda: answers(double))
+        wait_until(lambda: answers(double))
         return double
 
     def answers(double: Double) -> bool:

@@ -6,10 +6,11 @@ import asyncio
 import json
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
-from tests.e2e.streams import start_factory, until
+from tests.e2e.streams import all_ready, start_factory, until
 
 from tokenmill.clock import SystemClock
 from tokenmill.protocol.ids import Role
@@ -143,11 +144,8 @@ class Plant:
     def wait_ready(self) -> None:
         """Wait until every worker is there; on a busy machine a server takes minutes to start."""
         self.factory.wait_ready(START_S)
-        asyncio.run(until(self._all_ready, self.factory.log, START_S))
-
-    def _all_ready(self) -> bool:
-        states = json.loads(self.factory.get("/health")[1])["workers"]
-        return all(states[role].get("ready", 0) == count for role, count in self.counts.items())
+        ready = partial(all_ready, self.factory, **self.counts)
+        asyncio.run(until(ready, self.factory.log, START_S))
 
     def stop(self) -> int:
         return self.factory.stop()

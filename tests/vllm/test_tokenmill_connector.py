@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from tests.e2e.streams import Client, run_all, until
+from tests.waiting import wait_until
 
 from tokenmill.protocol.ids import Role
 from tokenmill.testing.engine_client import EngineClient, hand_over
@@ -35,13 +35,6 @@ USED = "vllm:kv_cache_usage_perc"
 
 WINDOW_EDGES = (2, 33, 127, 128, 129, 130, 158, 159, 160, 161, 191)
 """Prompt lengths around a sliding window of 128 tokens and the ends of blocks of 32."""
-
-
-def wait_for(condition, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # Those that start servers of their own come first: the last plant of a module stays until the module ends.
@@ -152,7 +145,7 @@ def test_tokens_are_those_of_an_aggregated_server(plant: Plant) -> None:
         assert attempt["prefill_worker"], attempt
         assert attempt["handoff_failed"] is None
     (prefill,) = plant.servers("prefill")
-    wait_for(lambda: prefill.metric(USED) == 0)  # every block has come back
+    wait_until(lambda: prefill.metric(USED) == 0)  # every block has come back
 
 
 @pytest.mark.parametrize("plant", EACH[::2], indirect=True)
@@ -195,4 +188,4 @@ def test_a_prefill_server_that_is_killed_loses_no_request(plant: Plant) -> None:
     assert [client.error for client in clients] == [None] * STREAMS
     assert [client.tokens for client in clients] == right
     (decode,) = plant.servers("decode")
-    wait_for(lambda: decode.metric(USED) == 0)
+    wait_until(lambda: decode.metric(USED) == 0)

@@ -39,10 +39,11 @@ class RunningFactory:
 
     @classmethod
     def up(cls, folder: Path, factory: str) -> Self:
-        """Run ``tokenmill up --foreground`` with a factory file of this text, its ``PORT`` a free one."""
+        """Run ``tokenmill up --foreground`` with a factory file of this text; its ``port: PORT`` becomes a
+        free one."""
         port = _free_port()
         file = folder / "factory.yaml"
-        file.write_text(factory.replace("PORT", str(port)))
+        file.write_text(factory.replace("port: PORT", f"port: {port}"))
         return cls._run(folder, port, "up", str(file), "--foreground")
 
     @classmethod

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
+from tests.waiting import until
 
 from tokenmill.clock import SystemClock
 from tokenmill.protocol.frontends import FRONTENDS_PREFIX, FrontendCard, FrontendId, Notes
@@ -39,12 +39,6 @@ class NotingRouter:
 
 def sent(number: int) -> SentNote:
     return SentNote(WorkerId("w"), RequestId(f"r{number}"), 10, 20)
-
-
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture

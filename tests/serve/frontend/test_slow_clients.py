@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.serve.frontend.http_client import exchange, request_bytes
+from tests.waiting import until
 
 from tokenmill.serve.fabric.registry import open_registry
 from tokenmill.serve.frontend.http.server import HttpServer
@@ -58,12 +59,6 @@ async def make_front(tmp_path: Path) -> AsyncIterator:
             return server
 
         yield make
-
-
-async def until(condition, timeout_s: float = 60.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def ask(max_tokens: int, **fields) -> bytes:

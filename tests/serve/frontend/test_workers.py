@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from tests.waiting import until
 
 from tokenmill.clock import SystemClock
 from tokenmill.decide.router.router import Router
@@ -101,12 +102,6 @@ class NotingRouter(Router):
             self.refuse -= 1
             return False
         return True
-
-
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 class Shell:

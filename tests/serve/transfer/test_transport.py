@@ -16,7 +16,7 @@ from tokenmill.errors import ConfigError, HandoffFailed
 from tokenmill.serve.transfer import control, moving, sender
 from tokenmill.serve.transfer.base import KvLayout
 from tokenmill.serve.transfer.convert import convert
-from tokenmill.serve.transfer.drivers import find_transport, open_transport, open_transports
+from tokenmill.serve.transfer.drivers import open_transport
 from tokenmill.serve.transfer.exports import ExportTable, Send
 from tokenmill.serve.transfer.memory import HostKvMemory
 
@@ -451,7 +451,6 @@ async def test_one_way_in_common_is_enough(sending, receiving, open_pair, fill, 
         fill(source)
         export = a.export([3], 16, lease_s=5, on_released=Ends())
         export.seal(b"m")
-        assert find_transport([b], a.name) is b
         assert await b.pull(export.descriptor, [5]) == b"m"
         assert tokens_of(target, [5], 0, 16) == tokens_of(source, [3], 0, 16)
 
@@ -476,8 +475,6 @@ async def test_no_way_in_common_is_said(open_pair):
         export = a.export([0], 16, lease_s=5, on_released=Ends())
         with pytest.raises(HandoffFailed, match="shm: not enabled here"):
             await b.pull(export.descriptor, [0])
-        with pytest.raises(HandoffFailed, match="the sender offers shm, we have tcp"):
-            find_transport([b], a.name)
 
 
 async def test_the_memory_is_mapped_once_and_only_while_the_peer_lives(open_pair, mappings):
@@ -627,9 +624,7 @@ def test_unknown_names_are_the_users_error():
         open_named()
     with pytest.raises(ConfigError, match="each once"):
         open_named("tcp", "tcp")
-    opened = open_transports(["tcp", "shm"], host="127.0.0.1", run_dir=None, clock=SystemClock())
-    assert [transport.name for transport in opened] == ["tcp", "shm"]
-    assert find_transport(opened, "shm").name == "shm"
+    assert open_named("tcp", "shm").name == "tcp+shm"
 
 
 async def test_a_host_that_is_not_ours_is_the_users_error():

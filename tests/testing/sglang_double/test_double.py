@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
 import msgspec
 import pytest
+from tests.waiting import until
 
 from tokenmill.testing.sglang_double import DoubleSettings, SglangDouble
 from tokenmill.testing.sglang_double.contract import Params
@@ -117,12 +118,6 @@ def body(rid: str = "r", count: int = 8, **fields: object) -> dict[str, object]:
 async def generate(session: aiohttp.ClientSession, fields: dict[str, object]) -> tuple[int, dict]:
     async with session.post("/generate", json=fields) as answer:
         return answer.status, await answer.json(content_type=None)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def pairing(double: SglangDouble, room: int) -> dict[str, object]:

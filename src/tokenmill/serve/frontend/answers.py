@@ -5,17 +5,15 @@ Exists to join sequences with HTTP's streams through a chunk format. It must not
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tokenmill.errors import TokenmillError
 from tokenmill.protocol.items import TokenLogprobs
 from tokenmill.serve.frontend.event_stream import Controls, EventStream
 from tokenmill.serve.frontend.openai.chunks import DONE
-from tokenmill.serve.frontend.openai.errors import status_of
 from tokenmill.serve.frontend.openai.usage import Usage
+from tokenmill.serve.frontend.whole_answer import WholeAnswer
 from tokenmill.serve.frontend.write_batch import WriteBatch
 
 PromptScores = list[TokenLogprobs | None]
@@ -188,25 +186,14 @@ class Collected:
         return "".join(self.texts)
 
 
-class CollectedAnswer:
+class CollectedAnswer(WholeAnswer[list[Collected]]):
     """Collects ``choices`` sequences; ``result`` waits for all of them."""
 
     def __init__(self, choices: int, tally: Tally, on_end: Callable[[str], None]) -> None:
+        super().__init__(on_end)
         self._tally = tally
-        self._on_end = on_end
         self._choices = [Collected() for _ in range(choices)]
         self._left = choices
-        self._done: asyncio.Future[list[Collected]] = asyncio.get_running_loop().create_future()
-
-    async def result(self) -> list[Collected]:
-        """Return the choices, or raise what went wrong. Cancelled: the sequences are too."""
-        try:
-            return await self._done
-        except asyncio.CancelledError:
-            if self._done.done() and not self._done.cancelled():
-                self._done.exception()  # seen: it failed while the client was leaving
-            self._on_end("499")
-            raise
 
     def prompt_scored(self, index: int, logprobs: PromptScores) -> None:
         """Keep the prompt's scores."""
@@ -231,12 +218,5 @@ class CollectedAnswer:
         self._tally.add(index, output_tokens, cached_tokens)
         self._choices[index].reason = reason
         self._left -= 1
-        if self._left == 0 and not self._done.done():
-            self._done.set_result(self._choices)
-            self._on_end("200")
-
-    def sequence_failed(self, _index: int, error: TokenmillError, /) -> None:
-        """The first failure ends the answer."""
-        if not self._done.done():
-            self._done.set_exception(error)
-            self._on_end(str(status_of(error)))
+        if self._left == 0:
+            self._finish(self._choices)

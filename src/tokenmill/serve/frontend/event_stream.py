@@ -47,8 +47,12 @@ class EventStream:
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def started(self) -> None:
-        """Return when there is something to send. Raises what went wrong before. Cancelled: call ``gone``."""
-        await self._started
+        """Return when there is something to send. Raises what went wrong before. Cancelled: as ``gone``."""
+        try:
+            await self._started
+        except asyncio.CancelledError:
+            self.gone()
+            raise
 
     def sequence_failed(self, _index: int, error: TokenmillError, /) -> None:
         """End with an error: as an HTTP status if nothing was sent, else as an event."""

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tokenmill.errors import NoWorker, TokenmillError, WorkerLost, WorkerStalled
+from tokenmill.errors import TokenmillError, WorkerLost, WorkerStalled
 from tokenmill.protocol.generate import GenerateRequest, Sampling
 from tokenmill.protocol.handoff import Handoff
 from tokenmill.protocol.ids import RequestId, Role, WorkerId
@@ -194,13 +194,11 @@ class Flow:
         return self._next_stream
 
     def _request(self, role: Role, handoff: Handoff | None = None) -> GenerateRequest:
-        # A worker may still be cleaning up after an earlier attempt, so that each has an id of its own.
-        suffix = f".{self._attempts.number}" if self._attempts.number else ""
         sampling = self._sampling
         if self._prompt_delivered and sampling.prompt_logprobs is not None:
             sampling = msgspec.structs.replace(sampling, prompt_logprobs=None)
         return GenerateRequest(
-            request_id=RequestId(self._request_id + suffix),
+            request_id=self._attempts.id_of(self._request_id),
             prompt=list(self._prompt),
             sampling=sampling,
             output=self._attempt_output,
@@ -360,11 +358,9 @@ class Flow:
         return [*instructions, Route(self._attempts.excluded, may_wait, moved)]
 
     def _on_no_worker(self, event: NoWorkerFound) -> list[FlowInstruction]:
-        if self._attempts.number == 0:
-            return self._abort(NoWorker(event.message))
-        if self._attempts.readmit():
+        refusal = self._attempts.nobody(event.message)
+        if refusal is None:
             return [Route(self._attempts.excluded, may_wait=True)]
-        refusal = self._attempts.nobody()
         return self._abort(refusal.error, refusal.why)
 
     def _forget(self, stream: int) -> None:

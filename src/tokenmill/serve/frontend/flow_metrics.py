@@ -6,7 +6,7 @@ Exists so that ``metrics`` needs to know nothing of a sequence's life. It must n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -21,7 +21,7 @@ class FlowMetrics(Collector):
     """``timeline.StageTimes`` of all sequences. Plain numbers until somebody scrapes."""
 
     def __init__(self) -> None:
-        self.migrations: Counter[tuple[str, str]] = Counter()
+        self.migrations: Counter[tuple[str, ...]] = Counter()
         """By reason and phase."""
         self.replayed_tokens = 0
         self.handoffs_lost: Counter[str] = Counter()
@@ -59,35 +59,29 @@ class FlowMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Prometheus: give all metrics."""
-        migrations = CounterMetricFamily(
+        yield _counted(
             "tokenmill_migrations",
             "Sequences that left a worker to go on at another one.",
-            labels=["reason", "phase"],
+            ("reason", "phase"),
+            self.migrations,
         )
-        for labels, count in self.migrations.items():
-            migrations.add_metric(labels, count)
-        yield migrations
         yield CounterMetricFamily(
             "tokenmill_migration_replayed_tokens",
             "Tokens, prompt and delivered output, that were sent again with migrations.",
             self.replayed_tokens,
         )
-        failures = CounterMetricFamily(
+        yield _counted(
             "tokenmill_migration_failures",
             "Sequences that lost their worker and could not go on.",
-            labels=["reason"],
+            ("reason",),
+            {(reason,): count for reason, count in self.failures.items()},
         )
-        for reason, count in self.failures.items():
-            failures.add_metric((reason,), count)
-        yield failures
-        lost = CounterMetricFamily(
+        yield _counted(
             "tokenmill_handoffs_lost",
             "Prompts that a decode worker computed itself, since the cache did not come.",
-            labels=["reason"],
+            ("reason",),
+            {(reason,): count for reason, count in self.handoffs_lost.items()},
         )
-        for reason, count in self.handoffs_lost.items():
-            lost.add_metric((reason,), count)
-        yield lost
         for name, text, histogram in (
             ("tokenmill_route_seconds", "To choose workers for a sequence that need not wait.", self.route),
             ("tokenmill_prefill_seconds", "From sending to a worker to its first token.", self.prefill),
@@ -98,3 +92,12 @@ class FlowMetrics(Collector):
             ),
         ):
             yield HistogramMetricFamily(name, text, histogram.buckets(), histogram.sum_s)
+
+
+def _counted(
+    name: str, text: str, labels: Sequence[str], counts: Mapping[tuple[str, ...], int]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, count in counts.items():
+        family.add_metric(values, count)
+    return family

@@ -96,6 +96,11 @@ class Route(msgspec.Struct, frozen=True):
     may_wait: bool
     moved: Migration | None = None
 
+    @property
+    def replay(self) -> bool:
+        """Whether the sequence had a worker before."""
+        return self.moved is not None or bool(self.excluded)
+
 
 class Open(msgspec.Struct, frozen=True):
     """Open a stream to ``worker`` with ``request``, whose role says what is asked of it."""

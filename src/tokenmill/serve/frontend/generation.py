@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-import structlog
-
-from tokenmill.decide.router.types import Decision, RouteRequest
+from tokenmill.decide.router.types import RouteRequest
 from tokenmill.errors import TokenmillError, WorkerFailed
 from tokenmill.protocol.block_hashes import pack_tokens
 from tokenmill.protocol.generate import GenerateRequest, Sampling
@@ -32,22 +30,20 @@ from tokenmill.serve.frontend.flow_words import (
     FlowEvent,
     FlowInstruction,
     HandedOver,
-    NoWorkerFound,
     Open,
     Received,
     Route,
-    Routed,
     StopHit,
     StreamLost,
     Watch,
 )
 from tokenmill.serve.frontend.migration import MigrationLimits
-from tokenmill.serve.frontend.plant import OpenedStream, Outcome, Plant, Waiter
+from tokenmill.serve.frontend.plant import OpenedStream, Plant
+from tokenmill.serve.frontend.standing import Standing
 from tokenmill.serve.frontend.timeline import SequenceTimeline
+from tokenmill.serve.frontend.worker_choice import WorkerChoice
 from tokenmill.serve.text.detokenizer import Detokenizer
 from tokenmill.serve.text.stop import StopStrings
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +54,11 @@ class SequenceSpec:
     request_id: RequestId
     prompt: Sequence[int]
     sampling: Sampling
+    standing: Standing
     stops: tuple[str, ...] = ()
     include_stop: bool = False
-    priority: int = 0
     cache_salt: str = ""
     keep_output: bool = True
-    tenant: str = ""
-    session: str = ""
-    deadline_at: float | None = None
-    """When nobody wants the answer any more, on the frontend's clock."""
     group: str = ""
     """Shared by the sequences of one request where there are several; ``choice`` numbers them."""
     choice: int = 0
@@ -142,12 +134,11 @@ class RunningSequence:
             spec.prompt,
             spec.sampling,
             limits=limits,
-            priority=spec.priority,
+            priority=spec.standing.priority,
             cache_salt=spec.cache_salt,
         )
         self._streams: dict[int, OpenedStream] = {}
-        self._waiter: Waiter | None = None
-        self._cached_tokens = 0  # where the prefill is done, as the decision has it
+        self._choice = WorkerChoice(plant, self._timeline)
         self._began = False
         self._paused = False
         self._output_tokens = 0
@@ -164,14 +155,14 @@ class RunningSequence:
     def cancel(self) -> None:
         """Nobody wants it any more. The listener hears no end."""
         self._handle(ClientGone())
-        self._stop_waiting()
+        self._choice.stop()
         self._timeline.cancelled(self._output_tokens)
         self._over()
 
     def expire(self, error: TokenmillError) -> None:
         """It took too long: end with ``error``."""
         self._handle(DeadlinePassed(error))
-        self._stop_waiting()
+        self._choice.stop()
 
     def pause(self) -> None:
         """Ask the workers for no more until ``resume``."""
@@ -231,29 +222,8 @@ class RunningSequence:
         self._streams.pop(stream, None)
         self._handle(StreamLost(stream, error or WorkerFailed("the worker ended the stream too early")))
 
-    def _on_decision(self, outcome: Outcome) -> None:
-        self._waiter = None
-        if isinstance(outcome, TokenmillError):
-            self._timeline.routed(None)
-            self._handle(DeadlinePassed(outcome))
-        else:
-            self._decided(outcome)
-
-    def _decided(self, decision: Decision | None) -> None:
-        self._timeline.routed(decision)
-        if decision is None:
-            self._handle(NoWorkerFound())
-            return
-        self._cached_tokens = decision.cached_tokens
-        self._handle(Routed(decision.decode_worker, decision.prefill_worker))
-
     def _over(self) -> None:
         self._plant.over(self._spec.request_id, len(self._flow.delivered))
-
-    def _stop_waiting(self) -> None:
-        if self._waiter is not None:
-            self._waiter.cancel()
-            self._waiter = None
 
     # Instructions ------------------------------------------------------------------------------------
 
@@ -282,33 +252,21 @@ class RunningSequence:
             self._listener.prompt_scored(self._index, instruction.logprobs)
 
     def _route(self, route: Route) -> None:
-        spec = self._spec
-        moved = route.moved
-        if moved is not None:
-            _log.info(
-                "request moves", request_id=spec.request_id, worker=moved.worker, reason=moved.reason.value,
-                phase=moved.phase.value, error=moved.message,
-            )  # fmt: skip
-        self._timeline.asked(len(self._flow.delivered), moved)
+        spec, delivered = self._spec, self._flow.delivered
         wanted = RouteRequest(
             request_id=spec.request_id,
-            packed=pack_tokens(spec.prompt) + pack_tokens(self._flow.delivered),
-            output_tokens=spec.sampling.max_tokens - len(self._flow.delivered),
+            packed=pack_tokens(spec.prompt) + pack_tokens(delivered),
+            output_tokens=spec.sampling.max_tokens - len(delivered),
             cache_salt=spec.cache_salt,
-            session=spec.session,
-            tenant=spec.tenant,
-            priority=spec.priority,
-            deadline_at=spec.deadline_at,
+            session=spec.standing.session,
+            tenant=spec.standing.tenant,
+            priority=spec.standing.priority,
+            deadline_at=spec.standing.deadline_at,
             group=spec.group,
             choice=spec.choice,
-            replay=moved is not None or bool(route.excluded),
+            replay=route.replay,
         )
-        decision = self._plant.decide(wanted, route.excluded)
-        if decision is None and route.may_wait:
-            self._timeline.queued()
-            self._waiter = self._plant.wait(wanted, route.excluded, self._on_decision)
-        else:
-            self._decided(decision)
+        self._choice.ask(wanted, route, self._handle, delivered_tokens=len(delivered))
 
     def _open(self, stream: int, worker: WorkerId, request: GenerateRequest) -> None:
         opened = self._plant.open(
@@ -316,7 +274,7 @@ class RunningSequence:
             request,
             partial(self._on_item, stream),
             partial(self._on_end, stream),
-            cached_tokens=self._cached_tokens,
+            cached_tokens=self._choice.cached_tokens,
         )
         self._timeline.opened(request.role)
         if request.role is not Role.DECODE:

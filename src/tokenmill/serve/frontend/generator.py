@@ -6,6 +6,7 @@ Exists so that both APIs start, expire, cancel and count in one way. It must not
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Protocol
 
 from tokenmill.clock import Clock
@@ -30,35 +31,38 @@ from tokenmill.serve.text.tokenizer import Tokenizer
 
 _QUEUE_FIRST_S = 0.05
 
-WRITE_INTERVAL_S = 0.002
-"""The least time between two writes of a stream: far below what a reader or a program notices."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What answers of one model are made with, whatever its workers take; as long as there is ``room``."""
+
+    plant: Plant
+    metrics: ModelMetrics
+    flow_metrics: FlowMetrics
+    clock: Clock
+    room: StreamRoom
+    batch: WriteBatch
+    request_timeout_s: float
+    migration: MigrationLimits
+
+    def running(self, endpoint: str, tally: Tally, timeline: RequestTimeline) -> RunningRequest:
+        """Return a request that is to begin."""
+        return RunningRequest(self.metrics, self.clock, endpoint, tally, timeline)
+
+    def timeout_s(self, deadline_at: float | None) -> float:
+        """How long a request may take, in seconds; while it is in the queue, that is to say what it waited
+        for."""
+        if deadline_at is None:
+            return self.request_timeout_s
+        return min(self.request_timeout_s, max(0.0, deadline_at - self.clock.now()) + _QUEUE_FIRST_S)
 
 
 class Generator:
-    """Makes answers of sequences of one model, as long as there is ``room``."""
+    """Makes answers of sequences of one model."""
 
-    def __init__(
-        self,
-        plant: Plant,
-        tokenizer: Tokenizer,
-        metrics: ModelMetrics,
-        clock: Clock,
-        *,
-        room: StreamRoom,
-        request_timeout_s: float,
-        migration: MigrationLimits,
-        flow_metrics: FlowMetrics,
-        write_interval_s: float = WRITE_INTERVAL_S,
-    ) -> None:
-        self._room = room
-        self._plant = plant
+    def __init__(self, means: Means, tokenizer: Tokenizer) -> None:
+        self._means = means
         self._tokenizer = tokenizer
-        self._metrics = metrics
-        self._clock = clock
-        self._request_timeout_s = request_timeout_s
-        self._migration = migration
-        self._flow_metrics = flow_metrics
-        self._batch = WriteBatch(write_interval_s)
 
     async def stream(
         self,
@@ -76,14 +80,10 @@ class Generator:
 
         Cancelled: the sequences are cancelled at their workers.
         """
-        running = RunningRequest(self._metrics, self._clock, endpoint, tally, timeline)
-        answer = StreamedAnswer(chunks, len(specs), tally, running, self._batch)
+        running = self._means.running(endpoint, tally, timeline)
+        answer = StreamedAnswer(chunks, len(specs), tally, running, self._means.batch)
         self._start(running, specs, answer, skip_special_tokens=skip_special_tokens, shown=shown)
-        try:
-            await answer.started()
-        except asyncio.CancelledError:
-            answer.gone()
-            raise
+        await answer.started()
         return answer
 
     async def collect(
@@ -98,7 +98,7 @@ class Generator:
     ) -> list[Collected]:
         """Return all choices; ``shown`` as above. Raises what goes wrong. Cancelled: so are the sequences, at
         their workers."""
-        running = RunningRequest(self._metrics, self._clock, endpoint, tally, timeline)
+        running = self._means.running(endpoint, tally, timeline)
         answer = CollectedAnswer(len(specs), tally, running.ended)
         self._start(running, specs, answer, skip_special_tokens=skip_special_tokens, shown=shown)
         return await answer.result()
@@ -112,13 +112,14 @@ class Generator:
         skip_special_tokens: bool,
         shown: frozenset[int],
     ) -> None:
-        self._room.check()
+        means = self._means
+        means.room.check()
         running.begin(
             [
                 RunningSequence(
                     index,
                     spec,
-                    self._plant,
+                    means.plant,
                     Detokenizer(
                         self._tokenizer,
                         skip_special_tokens=skip_special_tokens,
@@ -126,21 +127,13 @@ class Generator:
                         prefix=spec.prompt,
                     ),
                     listener,
-                    running.times(len(spec.prompt), self._flow_metrics),
-                    self._migration,
+                    running.times(len(spec.prompt), means.flow_metrics),
+                    means.migration,
                 )
                 for index, spec in enumerate(specs)
             ],
-            timeout_of(specs[0].deadline_at, self._request_timeout_s, self._clock.now()),
+            means.timeout_s(specs[0].standing.deadline_at),
         )
-
-
-def timeout_of(deadline_at: float | None, longest_s: float, now: float) -> float:
-    """How long a request may take, in seconds; while it is in the queue, that one is to say what it waited
-    for."""
-    if deadline_at is None:
-        return longest_s
-    return min(longest_s, max(0.0, deadline_at - now) + _QUEUE_FIRST_S)
 
 
 class Sequence(Protocol):

@@ -11,8 +11,16 @@ from typing import TypeVar
 
 import msgspec
 
-from tokenmill.errors import BadRequest, Overloaded, TokenmillError, WorkerFailed, WorkerLost, WorkerStalled
-from tokenmill.protocol.ids import WorkerId
+from tokenmill.errors import (
+    BadRequest,
+    NoWorker,
+    Overloaded,
+    TokenmillError,
+    WorkerFailed,
+    WorkerLost,
+    WorkerStalled,
+)
+from tokenmill.protocol.ids import RequestId, WorkerId
 from tokenmill.protocol.items import Failed
 
 _RETRY_AFTER_S = 1.0
@@ -85,10 +93,11 @@ class MigrationLimits(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A sequence is not moved. ``error``: what its client is told, with the reason."""
+    """A sequence is not moved. ``error``: what its client is told, with the reason. ``why`` None: it never
+    had a worker."""
 
     error: TokenmillError
-    why: NotMoved
+    why: NotMoved | None
 
 
 class Attempts:
@@ -126,17 +135,21 @@ class Attempts:
             self._may_return |= pair
         return None
 
-    def readmit(self) -> bool:
-        """Nobody else is there: allow those again who were only lost, since they may have come back. Once."""
+    def nobody(self, message: str) -> Refusal | None:
+        """Nobody can take it. None: ask again, since those that were only lost are allowed again: they may
+        have come back. Once."""
+        if self._last_error is None:
+            return Refusal(NoWorker(message), None)
         returned, self._may_return = self._may_return, frozenset()
         self.excluded -= returned
-        return bool(returned)
-
-    def nobody(self) -> Refusal:
-        """Nobody can take over."""
-        assert self._last_error is not None
+        if returned:
+            return None
         error = with_reason(self._last_error, "no other worker can take the request over")
         return Refusal(error, NotMoved.NO_WORKER)
+
+    def id_of(self, request_id: RequestId) -> RequestId:
+        """What the present attempt is called: a worker may still be cleaning up after an earlier one."""
+        return RequestId(f"{request_id}.{self.number}") if self.number else request_id
 
 
 class WorkerRefused(WorkerFailed):

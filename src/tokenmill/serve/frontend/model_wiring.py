@@ -22,7 +22,7 @@ from tokenmill.serve.frontend.admission import AdmittingPlant
 from tokenmill.serve.frontend.admission_metrics import AdmissionMetrics
 from tokenmill.serve.frontend.admission_settings import admission_settings
 from tokenmill.serve.frontend.flow_metrics import FlowMetrics
-from tokenmill.serve.frontend.generator import Generator
+from tokenmill.serve.frontend.generator import Generator, Means
 from tokenmill.serve.frontend.metrics import ModelMetrics
 from tokenmill.serve.frontend.migration import MigrationLimits
 from tokenmill.serve.frontend.peers import Peers
@@ -34,6 +34,7 @@ from tokenmill.serve.frontend.stall import StallLimits
 from tokenmill.serve.frontend.stream_room import StreamRoom
 from tokenmill.serve.frontend.text_generator import TextGenerator
 from tokenmill.serve.frontend.workers import WorkerSet
+from tokenmill.serve.frontend.write_batch import WriteBatch
 from tokenmill.serve.text.template import ChatTemplate
 from tokenmill.serve.text.tokenizer import Tokenizer
 from tokenmill.serve.text.tool_calls.formats import ToolFormat, format_named
@@ -127,9 +128,21 @@ class ModelParts:
         shared.stack.callback(plant.close)
         metrics, flow = ModelMetrics(workers.links), FlowMetrics()
         self.collectors += [metrics, RoutingMetrics(workers), AdmissionMetrics(plant), flow]
+        means = Means(
+            plant=plant,
+            metrics=metrics,
+            flow_metrics=flow,
+            clock=clock,
+            room=shared.room,
+            batch=WriteBatch(config.write_interval_ms / 1000),
+            request_timeout_s=config.request_timeout_s,
+            migration=MigrationLimits(
+                max_attempts=config.migration_max_attempts, max_tokens=config.migration_max_tokens
+            ),
+        )
         if self._text is None:
-            return self._text_model(workers, plant, metrics, flow)
-        return self._token_model(*self._text, workers, plant, metrics, flow)
+            return self._text_model(workers, plant, means)
+        return self._token_model(*self._text, workers, plant, means)
 
     def _token_model(
         self,
@@ -138,63 +151,29 @@ class ModelParts:
         tool_format: ToolFormat | None,
         workers: WorkerSet,
         plant: AdmittingPlant,
-        metrics: ModelMetrics,
-        flow: FlowMetrics,
+        means: Means,
     ) -> TokenModel:
-        shared = self._shared
-        config = shared.config
-        generator = Generator(
-            plant,
-            tokenizer,
-            metrics,
-            shared.clock,
-            room=shared.room,
-            request_timeout_s=config.request_timeout_s,
-            migration=_migration(config),
-            flow_metrics=flow,
-            write_interval_s=config.write_interval_ms / 1000,
-        )
         return TokenModel(
             name=self.name,
             workers=workers,
             plant=plant,
-            metrics=metrics,
-            config=config,
+            metrics=means.metrics,
+            config=self._shared.config,
             tokenizer=tokenizer,
             template=template,
             tool_format=tool_format,
-            generator=generator,
+            generator=Generator(means, tokenizer),
         )
 
-    def _text_model(
-        self, workers: WorkerSet, plant: AdmittingPlant, metrics: ModelMetrics, flow: FlowMetrics
-    ) -> TextModel:
-        shared = self._shared
-        config = shared.config
-
+    def _text_model(self, workers: WorkerSet, plant: AdmittingPlant, means: Means) -> TextModel:
         def prices(worker: WorkerId) -> Prices | None:
             return next((card.prices for card in workers.usable if card.worker_id == worker), None)
 
-        generator = TextGenerator(
-            plant,
-            metrics,
-            shared.clock,
-            room=shared.room,
-            request_timeout_s=config.request_timeout_s,
-            migration=_migration(config),
-            flow_metrics=flow,
-            write_interval_s=config.write_interval_ms / 1000,
-            prices=prices,
-        )
         return TextModel(
             name=self.name,
             workers=workers,
             plant=plant,
-            metrics=metrics,
-            generator=generator,
+            metrics=means.metrics,
+            generator=TextGenerator(means, prices),
             offers=Offers(workers),
         )
-
-
-def _migration(config: FrontendConfig) -> MigrationLimits:
-    return MigrationLimits(max_attempts=config.migration_max_attempts, max_tokens=config.migration_max_tokens)

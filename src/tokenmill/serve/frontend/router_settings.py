@@ -21,6 +21,8 @@ def router_settings(config: FrontendConfig) -> RouterSettings:
     return RouterSettings(
         policy=config.router_policy,
         prefill=config.router_prefill,
+        local_share=config.router_local_share,
+        itl_ms=config.slo_itl_ms,
         temperature_ms=config.router_temperature_ms,
         weights=CostWeights(**config.router_weights),
         kv_events=config.router_kv_events,

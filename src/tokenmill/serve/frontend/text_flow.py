@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tokenmill.errors import NoWorker, TokenmillError, WorkerFailed
+from tokenmill.errors import TokenmillError, WorkerFailed
 from tokenmill.protocol.generate import GenerateRequest, Sampling
 from tokenmill.protocol.ids import RequestId, WorkerId
 from tokenmill.protocol.items import Failed, Item
@@ -123,10 +123,8 @@ class TextFlow:
         self._streams += 1
         self._stream = self._streams
         self._worker = worker
-        # A worker may still be cleaning up after an earlier attempt, so that each has an id of its own.
-        suffix = f".{self._attempts.number}" if self._attempts.number else ""
         request = GenerateRequest(
-            request_id=RequestId(self._request_id + suffix),
+            request_id=self._attempts.id_of(self._request_id),
             prompt=[],
             sampling=_NO_SAMPLING,
             priority=self._priority,
@@ -135,11 +133,9 @@ class TextFlow:
         return [Open(self._stream, worker, request)]
 
     def _nobody(self, event: NoWorkerFound) -> list[TextInstruction]:
-        if self._attempts.number == 0:
-            return self._abort(NoWorker(event.message))
-        if self._attempts.readmit():
+        refusal = self._attempts.nobody(event.message)
+        if refusal is None:
             return [Route(self._attempts.excluded, may_wait=True)]
-        refusal = self._attempts.nobody()
         return self._abort(refusal.error, refusal.why)
 
     def _broken(self, why: str) -> list[TextInstruction]:

@@ -6,27 +6,20 @@ around which only names and usage are ours. It must not know HTTP.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
-from tokenmill.clock import Clock
-from tokenmill.errors import TokenmillError
 from tokenmill.protocol.card import Prices
 from tokenmill.protocol.ids import WorkerId
 from tokenmill.protocol.text import TextUsage
 from tokenmill.serve.frontend.answers import Tally
 from tokenmill.serve.frontend.event_stream import Controls, EventStream
-from tokenmill.serve.frontend.flow_metrics import FlowMetrics
-from tokenmill.serve.frontend.generator import RunningRequest, timeout_of
+from tokenmill.serve.frontend.generator import Means, RunningRequest
 from tokenmill.serve.frontend.metrics import ModelMetrics
-from tokenmill.serve.frontend.migration import MigrationLimits
 from tokenmill.serve.frontend.openai.chunks import DONE
-from tokenmill.serve.frontend.openai.errors import status_of
 from tokenmill.serve.frontend.openai.passing import PassedOn
-from tokenmill.serve.frontend.plant import Plant
-from tokenmill.serve.frontend.stream_room import StreamRoom
 from tokenmill.serve.frontend.text_running import RunningText, TextListener, TextSpec
 from tokenmill.serve.frontend.timeline import RequestTimeline
+from tokenmill.serve.frontend.whole_answer import WholeAnswer
 from tokenmill.serve.frontend.write_batch import WriteBatch
 
 PricesOf = Callable[[WorkerId], Prices | None]
@@ -74,24 +67,13 @@ class StreamedText(EventStream):
         self._finish("200", self._form.events(pieces) + self._form.usage(usage) + DONE)
 
 
-class CollectedText:
-    """An answer that comes whole; ``result`` waits for it."""
+class CollectedText(WholeAnswer[bytes]):
+    """An answer that comes whole: the body."""
 
     def __init__(self, form: PassedOn, account: Account, on_end: Callable[[str], None]) -> None:
+        super().__init__(on_end)
         self._form = form
         self._account = account
-        self._on_end = on_end
-        self._done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    async def result(self) -> bytes:
-        """Return the body, or raise what went wrong. Cancelled: the request is too."""
-        try:
-            return await self._done
-        except asyncio.CancelledError:
-            if self._done.done() and not self._done.cancelled():
-                self._done.exception()  # seen: it failed while the client was leaving
-            self._on_end("499")
-            raise
 
     def text_made(self, pieces: list[bytes]) -> None:
         """Nothing comes before the end of an answer that was asked for as a whole."""
@@ -101,42 +83,15 @@ class CollectedText:
     ) -> None:
         """The answer is there."""
         self._account.used(worker, usage)
-        if not self._done.done():
-            self._done.set_result(self._form.whole(pieces[-1] if pieces else b"[]", usage))
-            self._on_end("200")
-
-    def sequence_failed(self, _index: int, error: TokenmillError, /) -> None:
-        """It went wrong."""
-        if not self._done.done():
-            self._done.set_exception(error)
-            self._on_end(str(status_of(error)))
+        self._finish(self._form.whole(pieces[-1] if pieces else b"[]", usage))
 
 
 class TextGenerator:
-    """Makes answers of one model whose workers take text, as long as there is ``room``."""
+    """Makes answers of one model whose workers take text."""
 
-    def __init__(
-        self,
-        plant: Plant,
-        metrics: ModelMetrics,
-        clock: Clock,
-        *,
-        room: StreamRoom,
-        request_timeout_s: float,
-        migration: MigrationLimits,
-        flow_metrics: FlowMetrics,
-        write_interval_s: float,
-        prices: PricesOf,
-    ) -> None:
-        self._plant = plant
-        self._metrics = metrics
-        self._clock = clock
-        self._room = room
-        self._request_timeout_s = request_timeout_s
-        self._migration = migration
-        self._flow_metrics = flow_metrics
+    def __init__(self, means: Means, prices: PricesOf) -> None:
+        self._means = means
         self._prices = prices
-        self._batch = WriteBatch(write_interval_s)
 
     async def stream(
         self, endpoint: str, spec: TextSpec, form: PassedOn, timeline: RequestTimeline
@@ -146,14 +101,10 @@ class TextGenerator:
         Cancelled: so is the request, at its worker.
         """
         tally = Tally(0)
-        running = RunningRequest(self._metrics, self._clock, endpoint, tally, timeline)
-        answer = StreamedText(form, self._account(tally, timeline), running, self._batch)
+        running = self._means.running(endpoint, tally, timeline)
+        answer = StreamedText(form, self._account(tally, timeline), running, self._means.batch)
         self._start(running, spec, answer)
-        try:
-            await answer.started()
-        except asyncio.CancelledError:
-            answer.gone()
-            raise
+        await answer.started()
         return answer
 
     async def collect(
@@ -161,16 +112,17 @@ class TextGenerator:
     ) -> bytes:
         """Return the whole answer's body. Raises what goes wrong. Cancelled: so is the request."""
         tally = Tally(0)
-        running = RunningRequest(self._metrics, self._clock, endpoint, tally, timeline)
+        running = self._means.running(endpoint, tally, timeline)
         answer = CollectedText(form, self._account(tally, timeline), running.ended)
         self._start(running, spec, answer)
         return await answer.result()
 
     def _account(self, tally: Tally, timeline: RequestTimeline) -> Account:
-        return Account(tally, self._metrics, timeline, self._prices)
+        return Account(tally, self._means.metrics, timeline, self._prices)
 
     def _start(self, running: RunningRequest, spec: TextSpec, listener: TextListener) -> None:
-        self._room.check()
-        times = running.times(spec.request.tokens, self._flow_metrics)
-        timeout_s = timeout_of(spec.standing.deadline_at, self._request_timeout_s, self._clock.now())
-        running.begin([RunningText(spec, self._plant, listener, times, self._migration)], timeout_s)
+        means = self._means
+        means.room.check()
+        times = running.times(spec.request.tokens, means.flow_metrics)
+        sequence = RunningText(spec, means.plant, listener, times, means.migration)
+        running.begin([sequence], means.timeout_s(spec.standing.deadline_at))

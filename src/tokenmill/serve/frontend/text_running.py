@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-import structlog
-
-from tokenmill.decide.router.types import Decision, RouteRequest
+from tokenmill.decide.router.types import RouteRequest
 from tokenmill.errors import TokenmillError, WorkerFailed
 from tokenmill.protocol.ids import RequestId, Role, WorkerId
 from tokenmill.protocol.items import Item
@@ -22,19 +20,16 @@ from tokenmill.serve.frontend.flow_words import (
     Cancel,
     ClientGone,
     DeadlinePassed,
-    NoWorkerFound,
     Open,
     Route,
-    Routed,
     StreamLost,
 )
 from tokenmill.serve.frontend.generation import SequenceTimes
 from tokenmill.serve.frontend.migration import MigrationLimits
-from tokenmill.serve.frontend.openai.standing import Standing
-from tokenmill.serve.frontend.plant import OpenedStream, Outcome, Plant, Waiter
+from tokenmill.serve.frontend.plant import OpenedStream, Plant
+from tokenmill.serve.frontend.standing import Standing
 from tokenmill.serve.frontend.text_flow import CompleteText, DeliverText, TextFlow, TextInstruction
-
-_log = structlog.get_logger(__name__)
+from tokenmill.serve.frontend.worker_choice import Chosen, WorkerChoice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +81,7 @@ class RunningText:
         self._flow = TextFlow(spec.request_id, spec.request, limits=limits, priority=spec.standing.priority)
         self._stream: OpenedStream | None = None
         self._worker = WorkerId("")
-        self._waiter: Waiter | None = None
+        self._choice = WorkerChoice(plant, self._timeline)
         self._paused = False
         self._began = False
 
@@ -97,13 +92,13 @@ class RunningText:
     def cancel(self) -> None:
         """Nobody wants it any more. The listener hears no end."""
         self._carry_out(self._flow.handle(ClientGone()))
-        self._stop_waiting()
+        self._choice.stop()
         self._timeline.cancelled(0)
         self._plant.over(self._spec.request_id, 0)
 
     def expire(self, error: TokenmillError) -> None:
         """It took too long: end with ``error``."""
-        self._stop_waiting()
+        self._choice.stop()
         self._carry_out(self._flow.handle(DeadlinePassed(error)))
 
     def pause(self) -> None:
@@ -127,25 +122,8 @@ class RunningText:
         lost = error or WorkerFailed("the worker ended the stream too early")
         self._carry_out(self._flow.handle(StreamLost(stream, lost)))
 
-    def _on_decision(self, outcome: Outcome) -> None:
-        self._waiter = None
-        if isinstance(outcome, TokenmillError):
-            self._timeline.routed(None)
-            self._carry_out(self._flow.handle(DeadlinePassed(outcome)))
-        else:
-            self._decided(outcome)
-
-    def _decided(self, decision: Decision | None) -> None:
-        self._timeline.routed(decision)
-        if decision is None:
-            self._carry_out(self._flow.handle(NoWorkerFound()))
-        else:
-            self._carry_out(self._flow.handle(Routed(decision.decode_worker)))
-
-    def _stop_waiting(self) -> None:
-        if self._waiter is not None:
-            self._waiter.cancel()
-            self._waiter = None
+    def _on_chosen(self, chosen: Chosen) -> None:
+        self._carry_out(self._flow.handle(chosen))
 
     # Instructions ------------------------------------------------------------------------------------
 
@@ -167,13 +145,7 @@ class RunningText:
                 self._abort(instruction)
 
     def _route(self, route: Route) -> None:
-        spec, moved = self._spec, route.moved
-        if moved is not None:
-            _log.info(
-                "request moves", request_id=spec.request_id, worker=moved.worker, reason=moved.reason.value,
-                phase=moved.phase.value, error=moved.message,
-            )  # fmt: skip
-        self._timeline.asked(0, moved)
+        spec = self._spec
         wanted = RouteRequest(
             request_id=spec.request_id,
             packed=spec.packed,
@@ -182,15 +154,9 @@ class RunningText:
             tenant=spec.standing.tenant,
             priority=spec.standing.priority,
             deadline_at=spec.standing.deadline_at,
-            replay=moved is not None or bool(route.excluded),
+            replay=route.replay,
         )
-        excluded = route.excluded | spec.without()
-        decision = self._plant.decide(wanted, excluded)
-        if decision is None and route.may_wait:
-            self._timeline.queued()
-            self._waiter = self._plant.wait(wanted, excluded, self._on_decision)
-        else:
-            self._decided(decision)
+        self._choice.ask(wanted, route, self._on_chosen, without=spec.without())
 
     def _open(self, opening: Open) -> None:
         self._worker = opening.worker

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokenmill.clock import Clock
-from tokenmill.errors import ConfigError, HandoffFailed
-from tokenmill.serve.transfer.base import KvTransport
+from tokenmill.errors import ConfigError
 from tokenmill.serve.transfer.driver import Driver
 from tokenmill.serve.transfer.shm import ShmDriver
 from tokenmill.serve.transfer.tcp import TcpDriver
@@ -33,27 +32,3 @@ def open_transport(
     if not names or len(set(names)) != len(names):
         raise ConfigError(f"KV transports {list(names)}: name at least one, each once")
     return StreamTransport([known[name]() for name in names], clock=clock, checksums=checksums)
-
-
-def open_transports(
-    names: Sequence[str], *, host: str, run_dir: Path | None, clock: Clock, checksums: bool = False
-) -> list[KvTransport]:
-    """Return a transport for each name: exports of each can be pulled in that way only."""
-    return [
-        open_transport([name], host=host, run_dir=run_dir, clock=clock, checksums=checksums) for name in names
-    ]
-
-
-def find_transport(transports: Iterable[KvTransport], name: str) -> KvTransport:
-    """Return the one that can pull a handoff written by transport ``name`` ("shm", "tcp", "shm+tcp").
-
-    Raises HandoffFailed when none shares a way with it.
-    """
-    offered = set(name.split("+"))
-    ours = list(transports)
-    for transport in ours:
-        if offered & set(transport.name.split("+")):
-            return transport
-    raise HandoffFailed(
-        f"the sender offers {name}, we have {', '.join(t.name for t in ours) or 'no transport'}"
-    )

@@ -27,7 +27,7 @@ from tokenmill.protocol.ids import WorkerId
 from tokenmill.protocol.items import Item
 from tokenmill.serve.engines.base import Engine, EngineInfo, EngineOutput, Sink
 from tokenmill.serve.engines.opening import open_engine
-from tokenmill.serve.engines.profiled import profile_of
+from tokenmill.serve.engines.profiled import step_table_of
 from tokenmill.serve.fabric.announcement import Announcement
 from tokenmill.serve.fabric.registry import Registry, open_registry
 from tokenmill.serve.fabric.streams import StreamServer
@@ -254,7 +254,7 @@ def _card(
         kv_blocks=info.kv_blocks,
         max_sequences=info.max_sequences,
         prefill_budget=info.prefill_budget,
-        step_table=profile.table if (profile := profile_of(config)) is not None else None,
+        step_table=step_table_of(config),
         eos_token_ids=info.eos_token_ids,
         vocab_size=info.vocab_size,
         transports=info.transports,

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from tokenmill.testing.connections import Request
 from tokenmill.testing.sglang_double.answers import piece
 from tokenmill.testing.sglang_double.contract import Asked, Refused, read_generate
 from tokenmill.testing.sglang_double.facts import metrics_text, model_info, models, server_info
-from tokenmill.testing.sglang_double.http import HangUp, HttpServer, Reply, Request, json_reply
+from tokenmill.testing.sglang_double.http import HangUp, HttpServer, Reply, json_reply
 from tokenmill.testing.sglang_double.mishaps import Journal, Kind, Mishap, Mishaps
 from tokenmill.testing.sglang_double.pairing import BootstrapServer, Cache, NotPaired, fetch
 from tokenmill.testing.sglang_double.publisher import Publisher
@@ -35,7 +36,8 @@ class SglangDouble:
         self.journal = Journal([], [], [], [])
         self.mishaps = Mishaps()
         self.scheduler = Scheduler(settings)
-        self._http = HttpServer(self._handle, settings.host, settings.port)
+        self._http = HttpServer(self._handle)
+        self._port = settings.port
         self._bootstrap: BootstrapServer | None = None
         self._publisher: Publisher | None = None
         self._wake = asyncio.Event()
@@ -45,12 +47,12 @@ class SglangDouble:
     @property
     def url(self) -> str:
         """Where it serves, once started."""
-        return f"http://{self.settings.host}:{self._http.port}"
+        return f"http://{self.settings.host}:{self._port}"
 
     async def start(self) -> None:
         """Listen. Raises OSError where a port is taken."""
         settings = self.settings
-        await self._http.start()
+        self._port = await self._http.start(settings.host, self._port)
         if settings.mode == "prefill":
             server = BootstrapServer(settings.host, settings.bootstrap_port, settings.bootstrap_timeout_s)
             await server.start()
@@ -63,7 +65,7 @@ class SglangDouble:
 
     async def close(self) -> None:
         """Drop everybody. Cancelled: call it again."""
-        await self._http.close()
+        await self._http.stop()
         if self._stepping is not None:
             self._stepping.cancel()
             await asyncio.gather(self._stepping, return_exceptions=True)

@@ -5,21 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
-_HEAD_LIMIT = 64 * 1024
-
-
-@dataclass(frozen=True)
-class Request:
-    """What came."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
+from tokenmill.testing.connections import Connections, Request, read_request
 
 
 @dataclass(frozen=True)
@@ -44,49 +34,20 @@ class HangUp(Exception):
 Handler = Callable[[Request], Awaitable[Reply]]
 
 
-@dataclass
-class HttpServer:
-    """``start`` it, ``close`` it. A client that goes away cancels its handler."""
+class HttpServer(Connections):
+    """Answers each request by ``handler``. A client that goes away cancels it."""
 
-    handler: Handler
-    host: str
-    port: int
-    _server: asyncio.Server | None = None
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    def __init__(self, handler: Handler) -> None:
+        super().__init__(self._serve_requests)
+        self._handler = handler
 
-    async def start(self) -> None:
-        """Listen. Raises OSError where the port is taken."""
-        self._server = await asyncio.start_server(self._connected, self.host, self.port, limit=_HEAD_LIMIT)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def close(self) -> None:
-        """Drop everybody. Cancelled: call it again."""
-        if self._server is not None:
-            self._server.close()
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._server is not None:
-            await self._server.wait_closed()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
+    async def _serve_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(HangUp):
             while await self._serve_one(reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, HangUp):
-            pass
-        except asyncio.CancelledError:
-            if self._server is None or self._server.is_serving():
-                raise
-        finally:
-            self._tasks.discard(task)
-            writer.transport.abort()
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        request = await _read_request(reader)
+        request = await read_request(reader)
         answering = asyncio.ensure_future(self._answer(request, writer))
         gone = asyncio.ensure_future(reader.read(1))
         try:
@@ -101,7 +62,7 @@ class HttpServer:
             await asyncio.gather(answering, gone, return_exceptions=True)
 
     async def _answer(self, request: Request, writer: asyncio.StreamWriter) -> None:
-        reply = await self.handler(request)
+        reply = await self._handler(request)
         head = f"HTTP/1.1 {reply.status} x\r\ncontent-type: {reply.kind}\r\n"
         if reply.events is None:
             writer.write(f"{head}content-length: {len(reply.body)}\r\n\r\n".encode() + reply.body)
@@ -115,14 +76,3 @@ class HttpServer:
                 await writer.drain()
         writer.write(b"0\r\n\r\n")
         await writer.drain()
-
-
-async def _read_request(reader: asyncio.StreamReader) -> Request:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    first, *lines = head.rstrip("\r\n").split("\r\n")
-    method, path, _ = first.split(" ", 2)
-    headers = {
-        name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
-    }
-    body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Request(method, path, headers, body)

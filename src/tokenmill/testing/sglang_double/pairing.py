@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from tokenmill.testing.sglang_double.http import HttpServer, Reply, Request, json_reply
+from tokenmill.testing.connections import Request
+from tokenmill.testing.sglang_double.http import HttpServer, Reply, json_reply
 
 
 class Cache(msgspec.Struct, frozen=True):
@@ -45,20 +46,18 @@ class BootstrapServer:
     def __init__(self, host: str, port: int, timeout_s: float) -> None:
         self._rooms: dict[int, Room] = {}
         self._timeout_s = timeout_s
-        self._http = HttpServer(self._handle, host, port)
-
-    @property
-    def port(self) -> int:
+        self._host = host
+        self.port = port
         """Where it listens, once started."""
-        return self._http.port
+        self._http = HttpServer(self._handle)
 
     async def start(self) -> None:
         """Listen."""
-        await self._http.start()
+        self.port = await self._http.start(self._host, self.port)
 
     async def close(self) -> None:
         """Drop everybody."""
-        await self._http.close()
+        await self._http.stop()
 
     async def open(self, room_number: int) -> Room:
         """Wait for the decode side of a request. Raises NotPaired. Cancelled: call ``leave``."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import msgspec
 
+from tokenmill.testing.connections import Connections, read_request
+from tokenmill.testing.connections import Request as Came
 
-class Request:
-    """A request. ``gone`` is true once the client has closed its connection."""
 
-    def __init__(self, method: str, path: str, headers: dict[str, str], body: bytes, answer: Answer) -> None:
-        self.method = method
-        self.path = path
-        self.headers = headers
-        self.body = body
-        self.answer = answer
+@dataclass(frozen=True)
+class Request(Came):
+    """A request, and where its answer goes."""
+
+    answer: Answer
 
 
 class Answer:
@@ -67,54 +67,17 @@ class Answer:
 Handler = Callable[[Request], Awaitable[None]]
 
 
-class HttpServer:
-    """``start`` it, ``stop`` it. Connections are bounded by those whom the test lets connect."""
+class HttpServer(Connections):
+    """Gives each request to ``handler``."""
 
     def __init__(self, handler: Handler) -> None:
+        super().__init__(self._serve_requests)
         self._handler = handler
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port. Cancelled: call ``stop``."""
-        self._server = await asyncio.start_server(self._accept, host, port)
-        return int(self._server.sockets[0].getsockname()[1])
-
-    async def stop(self) -> None:
-        """Stop listening and break all connections."""
-        if self._server is not None:
-            self._server.close()
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._server is not None:
-            await self._server.wait_closed()
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the requests of one connection. Cancelled: it is broken."""
-        try:
-            while (request := await _read(reader, writer)) is not None:
-                await self._handler(request)
-                await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.transport.abort()
-
-
-async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request | None:
-    """Return the next request; None at the end of the connection."""
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-    except asyncio.IncompleteReadError:
-        return None
-    line, *lines = head.decode("latin-1").rstrip().split("\r\n")
-    method, path, _ = line.split(" ")
-    headers = {name.lower(): value.strip() for name, _, value in (entry.partition(":") for entry in lines)}
-    body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Request(method, path, headers, body, Answer(reader, writer))
+    async def _serve_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of one connection. Cancelled: it is dropped."""
+        while True:
+            came = await read_request(reader)
+            answer = Answer(reader, writer)
+            await self._handler(Request(came.method, came.path, came.headers, came.body, answer))
+            await writer.drain()

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 from tests.serve.frontend.http_client import exchange, read_answer, request_bytes
+from tests.waiting import until
 
 from tokenmill.clock import SystemClock, VirtualClock
 from tokenmill.errors import ConfigError
@@ -91,12 +92,6 @@ async def connect(server):
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
-
-
-async def until(condition):
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 async def test_keep_alive_and_pipelining_in_order():

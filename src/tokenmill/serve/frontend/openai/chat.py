@@ -36,12 +36,13 @@ from tokenmill.serve.frontend.openai.sampling import (
     unsupported,
 )
 from tokenmill.serve.frontend.openai.schema import ChatRequest, TokenizeRequest
-from tokenmill.serve.frontend.openai.standing import Standing, standing_of
+from tokenmill.serve.frontend.openai.standing import standing_of
 from tokenmill.serve.frontend.openai.text_models import answer_as_text
 from tokenmill.serve.frontend.openai.tool_chunks import ToolChunks, whole_message
 from tokenmill.serve.frontend.openai.tools import ToolUse, asks_for_calls, tool_use
 from tokenmill.serve.frontend.served import TextModel, TokenModel
 from tokenmill.serve.frontend.service import Service
+from tokenmill.serve.frontend.standing import Standing
 from tokenmill.serve.text.encoder import Encoded
 
 ENDPOINT = "/v1/chat/completions"
@@ -112,10 +113,7 @@ class ChatApi:
                 else sampling,
                 stops=stops,
                 include_stop=bool(body.include_stop_str_in_output),
-                priority=standing.priority,
-                tenant=standing.tenant,
-                session=standing.session,
-                deadline_at=standing.deadline_at,
+                standing=standing,
                 group=answer_id if choices > 1 else "",
                 choice=index,
                 cache_salt=body.cache_salt or "",

@@ -37,10 +37,11 @@ from tokenmill.serve.frontend.openai.sampling import (
     to_sampling,
 )
 from tokenmill.serve.frontend.openai.schema import CompletionRequest
-from tokenmill.serve.frontend.openai.standing import Standing, standing_of
+from tokenmill.serve.frontend.openai.standing import standing_of
 from tokenmill.serve.frontend.openai.text_models import answer_as_text
 from tokenmill.serve.frontend.served import TextModel, TokenModel
 from tokenmill.serve.frontend.service import Service
+from tokenmill.serve.frontend.standing import Standing
 
 ENDPOINT = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16
@@ -133,10 +134,7 @@ class CompletionApi:
                 sampling=msgspec.structs.replace(samplings[at], seed=seed_of(seed, at * n + choice)),
                 stops=stops,
                 include_stop=bool(body.include_stop_str_in_output),
-                priority=standing.priority,
-                tenant=standing.tenant,
-                session=standing.session,
-                deadline_at=standing.deadline_at,
+                standing=standing,
                 group=answer_id if n * len(prompts) > 1 else "",
                 choice=at * n + choice,
                 cache_salt=body.cache_salt or "",

@@ -1,4 +1,4 @@
-"""Who asks, and how urgently: what a request's headers say of its place in line.
+"""What a request's headers say of its place in line.
 
 Exists so that all APIs read the same headers in one way. It must not know the queue.
 """
@@ -6,28 +6,17 @@ Exists so that all APIs read the same headers in one way. It must not know the q
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from tokenmill.decide.router.admission_words import MAX_PRIORITY
 from tokenmill.errors import BadRequest
 from tokenmill.serve.frontend.http.messages import Request
+from tokenmill.serve.frontend.standing import Standing
 from tokenmill.spec.process import FrontendConfig
 
 PRIORITY_HEADER = "x-request-priority"
 DEADLINE_HEADER = "x-request-deadline-ms"
 _LONGEST_NAME = 256
 _LONGEST_DEADLINE_MS = 86_400_000.0
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """``priority``: larger is sooner. ``deadline_at``: when nobody wants the answer any more, on the clock of
-    the frontend; None: not said."""
-
-    tenant: str = ""
-    session: str = ""
-    priority: int = 0
-    deadline_at: float | None = None
 
 
 def standing_of(

@@ -11,9 +11,9 @@ from tokenmill.protocol.ids import RequestId, WorkerId
 from tokenmill.serve.frontend.http.messages import Answer, Request, Response, Stream
 from tokenmill.serve.frontend.openai.passing import PassedOn, packed_prompt, to_text_request
 from tokenmill.serve.frontend.openai.schema import ChatRequest, CompletionRequest
-from tokenmill.serve.frontend.openai.standing import Standing
 from tokenmill.serve.frontend.served import TextModel
 from tokenmill.serve.frontend.service import Service
+from tokenmill.serve.frontend.standing import Standing
 from tokenmill.serve.frontend.text_running import TextSpec
 from tokenmill.spec.models import ALL_MODELS
 

@@ -7,33 +7,27 @@ offered. Must not know how the tag became text: a token that is usually hidden m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 
 from tokenmill.serve.text.tool_calls.call_object import CallObject
 from tokenmill.serve.text.tool_calls.json_value import State
-from tokenmill.serve.text.tool_calls.parts import Part, PartsOut, held_back
+from tokenmill.serve.text.tool_calls.marked import MarkedParser
+from tokenmill.serve.text.tool_calls.parts import Part, PartsOut
 
 TAG = "<|python_tag|>"
 _BETWEEN = " \t\r\n;"
 
 
-class Llama3JsonParser:
+class Llama3JsonParser(MarkedParser):
     """Bare calls stand at the beginning or behind another call; behind the tag they stand anywhere."""
 
     def __init__(self, out: PartsOut, known: Container[str]) -> None:
-        self._out = out
+        super().__init__(out, TAG)
         self._known = known
-        self._read: Callable[[str], str] = self._between
-        self._held = ""  # at most a tag, and blanks before it
+        self._read = self._between
         self._call = CallObject(out, known=known)
         self._called = False
         self._raw: list[str] = []  # of the present call, bounded by the request's max_tokens
-
-    def push(self, text: str) -> list[Part]:
-        """See ``ToolCallParser``."""
-        while text:
-            text = self._read(text)
-        return self._out.take()
 
     def finish(self, *, cut: bool) -> list[Part]:
         """See ``ToolCallParser``."""
@@ -45,7 +39,8 @@ class Llama3JsonParser:
         self._out.finished()
         return self._out.take()
 
-    # Each takes a text and returns what of it another one is to read.
+    def _marked(self, text: str) -> str:
+        return self._begin(TAG, text)
 
     def _between(self, text: str) -> str:
         """Where a call may begin without a tag."""
@@ -61,17 +56,6 @@ class Llama3JsonParser:
             return ""
         self._read = self._content
         return text
-
-    def _content(self, text: str) -> str:
-        text, self._held = self._held + text, ""
-        before, tag, behind = text.partition(TAG)
-        if tag:
-            self._out.content(before)
-            return self._begin(TAG, behind)
-        safe = len(text) - held_back(text, TAG)
-        self._out.content(text[:safe])
-        self._held = text[safe:]
-        return ""
 
     def _begin(self, before: str, text: str) -> str:
         self._call = CallObject(self._out, known=self._known)

@@ -8,11 +8,11 @@ Must not know how the marks became text: tokens that are usually hidden must be 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from tokenmill.serve.text.tool_calls.call_object import CallList
 from tokenmill.serve.text.tool_calls.json_value import JsonValue, State
-from tokenmill.serve.text.tool_calls.parts import Part, PartsOut, held_back
+from tokenmill.serve.text.tool_calls.marked import MarkedParser
+from tokenmill.serve.text.tool_calls.parts import Part, PartsOut
 
 MARK = "[TOOL_CALLS]"
 ARGS = "[ARGS]"
@@ -24,22 +24,14 @@ _HEAD_END = re.compile(r"[{\n]")
 _HEAD = re.compile(r"([^\[\]]+?)\s*(?:\[CALL_ID\]([A-Za-z0-9_-]+)\s*)?(?:\[ARGS\]\s*)?")
 
 
-class MistralParser:
+class MistralParser(MarkedParser):
     """Behind the mark stands a list or a name."""
 
     def __init__(self, out: PartsOut) -> None:
-        self._out = out
-        self._read: Callable[[str], str] = self._content
-        self._held = ""  # at most a mark, or a head
+        super().__init__(out, MARK)
         self._list = CallList(out)
         self._arguments = JsonValue()
         self._raw: list[str] = []  # of the present call, bounded by the request's max_tokens
-
-    def push(self, text: str) -> list[Part]:
-        """See ``ToolCallParser``."""
-        while text:
-            text = self._read(text)
-        return self._out.take()
 
     def finish(self, *, cut: bool) -> list[Part]:
         """See ``ToolCallParser``."""
@@ -54,19 +46,9 @@ class MistralParser:
         self._out.finished()
         return self._out.take()
 
-    # Each takes a text and returns what of it another one is to read.
-
-    def _content(self, text: str) -> str:
-        text, self._held = self._held + text, ""
-        before, mark, behind = text.partition(MARK)
-        if mark:
-            self._out.content(before)
-            self._read = self._head
-            return behind
-        safe = len(text) - held_back(text, MARK)
-        self._out.content(text[:safe])
-        self._held = text[safe:]
-        return ""
+    def _marked(self, text: str) -> str:
+        self._read = self._head
+        return text
 
     def _head(self, text: str) -> str:
         """From the mark to a list, or to the brace of the arguments."""

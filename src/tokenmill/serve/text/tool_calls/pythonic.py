@@ -12,9 +12,10 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Callable, Container
+from collections.abc import Container
 
-from tokenmill.serve.text.tool_calls.parts import Part, PartsOut, held_back
+from tokenmill.serve.text.tool_calls.marked import MarkedParser
+from tokenmill.serve.text.tool_calls.parts import Part, PartsOut
 
 OPENING = "<|python_start|>"
 CLOSING = "<|python_end|>"
@@ -28,22 +29,15 @@ _OPENERS = {")": "(", "]": "[", "}": "{"}
 _NAME = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
 
 
-class PythonicParser:
+class PythonicParser(MarkedParser):
     """Lists stand at the beginning, or anywhere behind ``<|python_start|>``."""
 
     def __init__(self, out: PartsOut, known: Container[str]) -> None:
-        self._out = out
+        super().__init__(out, OPENING, CLOSING)
         self._known = known
-        self._read: Callable[[str], str] = self._start
-        self._held = ""
+        self._read = self._start
         self._list = _Brackets()
         self._tag = ""
-
-    def push(self, text: str) -> list[Part]:
-        """See ``ToolCallParser``."""
-        while text:
-            text = self._read(text)
-        return self._out.take()
 
     def finish(self, *, cut: bool) -> list[Part]:  # noqa: ARG002
         """See ``ToolCallParser``; a call is given whole or not at all."""
@@ -52,7 +46,9 @@ class PythonicParser:
         self._out.finished()
         return self._out.take()
 
-    # Each takes a text and returns what of it another one is to read.
+    def _marked(self, text: str) -> str:
+        self._tag, self._read = OPENING, self._head
+        return text
 
     def _start(self, text: str) -> str:
         text, self._held = self._held + text, ""
@@ -66,18 +62,6 @@ class PythonicParser:
             return ""
         self._read = self._content
         return text
-
-    def _content(self, text: str) -> str:
-        text, self._held = self._held + text, ""
-        before, tag, behind = text.partition(OPENING)
-        if tag:
-            self._out.content(before)
-            self._tag, self._read = OPENING, self._head
-            return behind
-        safe = len(text) - held_back(text, OPENING)
-        self._out.content(text[:safe])
-        self._held = text[safe:]
-        return ""
 
     def _head(self, text: str) -> str:
         """To the brace behind the first name."""
@@ -107,16 +91,6 @@ class PythonicParser:
         elif self._list.wrong or len(self._held) >= LONGEST_LIST:
             return self._no_call(self._held) + text
         return text
-
-    def _behind(self, text: str) -> str:
-        """Leave the closing tag out."""
-        text, self._held = self._held + text, ""
-        rest = text.lstrip()
-        if CLOSING.startswith(rest) and rest != CLOSING:
-            self._held = text
-            return ""
-        self._read = self._content
-        return rest[len(CLOSING) :] if rest.startswith(CLOSING) else text
 
     def _no_call(self, text: str) -> str:
         """What was held is content, up to where the next tag may begin."""
