@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from tokenmill.profiles.profile_file import load_profile
 from tokenmill.profiles.sources import step_time_source
 from tokenmill.simulate.plant import simulate
 from tokenmill.simulate.record import RunRecord
+from tokenmill.simulate.report import quantile
 from tokenmill.simulate.synthetic import make_trace
 from tokenmill.simulate.synthetic_words import parse_load
 from tokenmill.simulate.traces import Trace, TracedRequest
@@ -157,22 +158,13 @@ async def serve_trace(port: int, trace: Trace, seed: int) -> list[Sample]:
     return await run("127.0.0.1", port, "bench", arrivals, timeout_s=60)
 
 
-def quantile(values: Sequence[float], share: float) -> float:
-    """Interpolate between neighbours, as the simulator's report does."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-
 def real_figures(samples: list[Sample], tokens: int) -> Figures:
     """Figures of a real run, ``tokens``: that were asked for, so that events of several tokens count as such.
     Raises RuntimeError when a request failed."""
     failed = [sample for sample in samples if sample.error or not sample.tokens]
     if failed:
         raise RuntimeError(f"{len(failed)} requests failed: {failed[0].error or 'no tokens'}")
-    gaps_ms = [gap * 1000 for sample in samples for gap in sample.gaps_s]
+    gaps_ms = sorted(gap * 1000 for sample in samples for gap in sample.gaps_s)
     ends = [sample.due_s + sample.ttft_s + sum(sample.gaps_s) for sample in samples]
     return _figures(
         [sample.ttft_s * 1000 for sample in samples],
@@ -186,6 +178,7 @@ def real_figures(samples: list[Sample], tokens: int) -> Figures:
 def _figures(
     ttft_ms: list[float], whole_ms: list[float], itl_ms: tuple[float, float], tokens: int, span_s: float
 ) -> Figures:
+    ttft_ms, whole_ms = sorted(ttft_ms), sorted(whole_ms)
     return {
         "ttft_p50_ms": quantile(ttft_ms, 0.5),
         "ttft_p90_ms": quantile(ttft_ms, 0.9),

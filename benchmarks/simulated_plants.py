@@ -20,8 +20,10 @@ from tokenmill.decide.fleet.candidates import Candidate
 from tokenmill.decide.fleet.capacity import Promise
 from tokenmill.decide.fleet.plans import PlantPlan, StagePlan, parallel_words
 from tokenmill.decide.fleet.workload import steady
+from tokenmill.decide.perf.table import TableStepTime
 from tokenmill.decide.router.settings import RouterSettings
 from tokenmill.protocol.ids import Role
+from tokenmill.protocol.step_table import StepTable
 from tokenmill.simulate.plant import simulate
 from tokenmill.simulate.record import RequestRecord, RunRecord
 from tokenmill.simulate.scene import LinkScene, Scene, StageScene
@@ -52,8 +54,16 @@ class Workers(NamedTuple):
         return f"{self.count}x {parallel_words(self.engine.parallel)} {role} ({self.max_sequences})"
 
 
-def scene_of(stages: Sequence[Workers], isl: int, osl: int, mode: str, seed: int = 1) -> Scene:
-    """Return the plant. Each worker has a port of its own, as fast as the slowest of them all."""
+def scene_of(
+    stages: Sequence[Workers],
+    isl: int,
+    osl: int,
+    router: RouterSettings,
+    seed: int = 1,
+) -> Scene:
+    """Return the plant. Each worker has a port of its own, as fast as the slowest of them all; unequal ones
+    that decode tell their step times, as those of a written plan do."""
+    unequal = sum(each.role is not Role.PREFILL for each in stages) > 1
     inside = len({each.engine.group.name for each in stages}) == 1 and stages[0].engine.group.nodes == 1
     ports = [
         (each.engine.group.within if inside else each.engine.group.network, each.engine.gpus)
@@ -64,16 +74,16 @@ def scene_of(stages: Sequence[Workers], isl: int, osl: int, mode: str, seed: int
         latency_s=max(port.latency_ms for port, _ in ports) / 1000,
     )
     return Scene(
-        stages=[_stage(f"stage{number}", each, isl, osl) for number, each in enumerate(stages)],
+        stages=[_stage(f"stage{number}", each, isl, osl, unequal) for number, each in enumerate(stages)],
         links=link,
         same_host=link,
-        router=RouterSettings(prefill=mode),
+        router=router,
         message_delay_s=0.0005,
         seed=seed,
     )
 
 
-def _stage(name: str, workers: Workers, isl: int, osl: int) -> StageScene:
+def _stage(name: str, workers: Workers, isl: int, osl: int, unequal: bool) -> StageScene:
     engine, ranks = workers.engine, workers.engine.replica.side_by_side
     chunk = workers.chunk_tokens * ranks
     batching = BatchingConfig(
@@ -93,7 +103,13 @@ def _stage(name: str, workers: Workers, isl: int, osl: int) -> StageScene:
         times=ModelTimes(engine.replica.times),
         device=engine.group.gpu.name,
         kv_bytes_per_token=engine.kv_bytes_per_token,
+        step_table=_table(engine) if unequal and workers.role is not Role.PREFILL else None,
     )
+
+
+def _table(engine: Candidate) -> StepTable | None:
+    times = engine.replica.times
+    return times.table if isinstance(times, TableStepTime) else None
 
 
 def poisson(rate_per_s: float, requests: int, isl: int, osl: int, seed: int = 3) -> Trace:
@@ -109,9 +125,10 @@ def saturated_rate(stages: Sequence[Workers], isl: int, osl: int, about: float) 
     """Return requests a second that end while more come than can be served, and the mean time between
     tokens, ms. ``about``: what is expected."""
     mode = "remote" if any(each.role is Role.PREFILL for each in stages) else "local"
+    router = RouterSettings(prefill=mode)
     held = sum(each.max_sequences * each.count for each in stages)
     requests = max(600, 5 * held)
-    run = simulate(scene_of(stages, isl, osl, mode), poisson(about * _OVERLOAD, requests, isl, osl))
+    run = simulate(scene_of(stages, isl, osl, router), poisson(about * _OVERLOAD, requests, isl, osl))
     start, end = 0.35 * run.requests[-1].arrived_s, run.requests[-1].arrived_s
     ended = [each for each in run.requests if each.served and start < each.last_s <= end]
     return len(ended) / (end - start), statistics.fmean(_tpots(ended))
@@ -141,7 +158,7 @@ def _cases() -> Iterator[Case]:
         for kind in ("aggregated", "disaggregated", "mixed"):
             yield Case(f"Llama 70B, {gpus} H100", llama, {"H100": gpus}, 3000, 150, promise, kind)
     promise = Promise(ttft_ms=1000, itl_ms=15, percentile=90)
-    for kind in ("aggregated", "disaggregated"):
+    for kind in ("aggregated", "disaggregated", "mixed"):
         yield Case("gpt-oss-120b, 8 H100", gpt_oss, {"H100": 8}, 3000, 150, promise, kind)
         yield Case("gpt-oss-120b, 8 H100", gpt_oss, {"H100": 8}, 1000, 1000, promise, kind)
     three = {"H100": 32, "A100": 32, "L40S": 32}
@@ -149,6 +166,10 @@ def _cases() -> Iterator[Case]:
     for model, isl, osl, rate, ttft_ms, itl_ms in (
         (llama, 3000, 150, 20.0, 2000, 50),
         ("Qwen/Qwen3-32B-FP8", 3000, 150, 20.0, 1000, 30),
+        ("Qwen/Qwen3-32B-FP8", 3000, 150, 10.0, 2000, 50),
+        ("Qwen/Qwen3-32B-FP8", 1000, 500, 20.0, 2000, 50),
+        ("Qwen/Qwen3-32B", 1000, 500, 20.0, 1000, 30),
+        ("Qwen/Qwen3-32B", 1000, 500, 20.0, 2000, 50),
         (small, 3000, 150, 40.0, 2000, 50),
         (small, 1000, 500, 40.0, 1000, 30),
     ):
@@ -177,8 +198,11 @@ def _modes(plant: PlantPlan) -> tuple[str, ...]:
 
 def _confirmed(case: Case, fleet: Fleet, plant: PlantPlan, mode: str, requests: int) -> dict[str, object]:
     stages = [_workers(fleet, stage) for stage in plant.stages]
+    router = RouterSettings(
+        prefill=mode, itl_ms=case.promise.itl_ms, local_share=plant.local_share if mode == "auto" else 0.0
+    )
     run = simulate(
-        scene_of(stages, case.isl, case.osl, mode), poisson(plant.rate_per_s, requests, case.isl, case.osl)
+        scene_of(stages, case.isl, case.osl, router), poisson(plant.rate_per_s, requests, case.isl, case.osl)
     )
     seen = _seen(run, case.promise)
     found: dict[str, object] = {
@@ -192,6 +216,7 @@ def _confirmed(case: Case, fleet: Fleet, plant: PlantPlan, mode: str, requests: 
         "plant": plant.words,
         "requests_per_s": round(plant.rate_per_s, 2),
         "prompts_go": mode,
+        "planned_local_share": round(plant.local_share, 3),
         "planned": {
             "within": round(plant.within, 4),
             "ttft_mean_ms": round(plant.ttft_mean_ms, 1),
@@ -232,6 +257,7 @@ def _seen(run: RunRecord, promise: Promise) -> dict[str, float]:
         "itl_p90_ms": round(_quantile(tpots, 0.9), 2),
         "not_served": len(after) - len(served),
         "handed_over": run.handoffs,
+        "local_share": round(statistics.fmean(r.prefill_worker == r.decode_worker for r in served), 3),
     }
 
 

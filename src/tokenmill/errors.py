@@ -3,7 +3,6 @@
     TokenmillError                 500
     +-- ClientError                400  the request is at fault
     |   +-- BadRequest             400  names the field
-    |   +-- Unauthorized           401
     |   +-- NotFound               404
     |   +-- TooLarge               413
     |   +-- Unprocessable          422  well formed, but this model or plant cannot do it
@@ -51,14 +50,6 @@ class ClientError(TokenmillError):
 
 class BadRequest(ClientError):
     """A field is missing, malformed or out of range; ``param`` names it."""
-
-
-class Unauthorized(ClientError):
-    """No key, or not a valid one."""
-
-    status = 401
-    kind = "authentication_error"
-    code = "invalid_api_key"
 
 
 class NotFound(ClientError):

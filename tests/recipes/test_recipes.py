@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from tests.command_lines import options_in
 
 from tokenmill.cli import main
 from tokenmill.operate.deploy.rendering import Rendered, as_text, commands
@@ -57,16 +58,7 @@ def engines(path: Path) -> list[Rendered]:
 
 
 def options(shown: Rendered) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for word in shown.command[3:]:
-        if word.startswith("--"):
-            name = word
-            assert name not in found, f"{name} twice"
-            found[name] = ""
-        else:
-            assert not found[name], word
-            found[name] = word
-    return found
+    return options_in(shown.command[3:])
 
 
 def test_there_are_those_that_are_known():
@@ -131,8 +123,9 @@ def test_the_command_shows_them(recipe, capsys):
 
 
 def test_fleets_load():
-    for path in (ROOT / "recipes" / "fleets").glob("*.yaml"):
-        assert load_inventory(path).gpus > 0
+    fleets = list((ROOT / "recipes" / "fleets").glob("*.yaml"))
+    assert fleets
+    assert all(load_inventory(path).gpus > 0 for path in fleets)
 
 
 def test_the_engine_of_another_node_is_told_where_it_is_reached():

@@ -7,7 +7,8 @@ import pytest
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
-from tokenmill.spec.derive import FRONTEND_KNOBS, STAGE_KNOBS, scaled, to_frontend_config, to_worker_configs
+from tokenmill.serve.frontend.router_settings import router_settings
+from tokenmill.spec.derive import FRONTEND_KNOBS, STAGE_KNOBS, scaled, to_frontend_config
 from tokenmill.spec.docs import field_docs
 from tokenmill.spec.factory import Factory
 from tokenmill.spec.front import Frontend
@@ -15,6 +16,8 @@ from tokenmill.spec.load import parse_factory
 from tokenmill.spec.process import FrontendConfig, WorkerConfig
 from tokenmill.spec.schema import factory_schema
 from tokenmill.spec.stage import Stage
+
+from .worker_configs import worker_configs
 
 FACTORY = parse_factory(
     """
@@ -33,7 +36,7 @@ FACTORY = parse_factory(
 
 
 def test_workers_are_told_what_their_stage_declares():
-    first, second, third = to_worker_configs(FACTORY)
+    first, second, third = worker_configs(FACTORY)
     assert first == WorkerConfig(
         model="/models/m", model_name="m", role=Role.PREFILL, stage="p", replica=0, dtype="float32",
         engine_args={"x": "1"}, transports=["tcp"], log_level="debug", log_format="json",
@@ -116,3 +119,11 @@ def test_a_front_door_is_told_how_to_admit():
     assert config.admission_tenant_weights == {"a": 2.0}
     assert config.admission_tenant_header == "x-customer"
     assert config.admission_max_wait_s == FrontendConfig().admission_max_wait_s
+
+
+def test_a_front_door_is_told_what_the_router_goes_by():
+    text = "metadata: {name: a}\nslo: {itl_ms: 33}\nrouter: {local_share: 0.25}\nstages: [{name: w}]"
+    config = to_frontend_config(parse_factory(text, "f"))
+    assert (config.slo_itl_ms, config.router_local_share) == (33.0, 0.25)
+    settings = router_settings(config)
+    assert (settings.itl_ms, settings.local_share) == (33.0, 0.25)

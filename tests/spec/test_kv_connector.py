@@ -6,9 +6,10 @@ import pytest
 
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.handoffs import Side, why_not
-from tokenmill.spec.derive import to_worker_configs
 from tokenmill.spec.factory import Factory
 from tokenmill.spec.load import parse_factory
+
+from .worker_configs import worker_configs
 
 
 def factory(prefill: str = "", decode: str = "", engine: str = "vllm") -> Factory:
@@ -28,7 +29,7 @@ stages:
 
 @pytest.mark.parametrize("name", ["", "nixl", "tokenmill"])
 def test_one_for_both(name: str) -> None:
-    configs = to_worker_configs(factory(name, name))
+    configs = worker_configs(factory(name, name))
     assert [config.kv_connector for config in configs] == [name or "nixl"] * 2
 
 

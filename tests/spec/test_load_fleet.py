@@ -84,6 +84,7 @@ gpus:
         ("metadata: {name: Lab}\nnodes: [{name: a, gpu: l40s}]", '"Lab" must be'),
         ("kind: Factory\nmetadata: {name: a}\nnodes: [{name: a, gpu: l40s}]", '"Factory" is not Fleet'),
         ("nodes: [", "not valid YAML"),
+        ("a: 1\n---\nb: 2", "f:3:1: a second document begins here; a file has one fleet"),
     ],
 )
 def test_other_files_are_refused(text: str, what: str) -> None:

@@ -12,12 +12,13 @@ from tokenmill.spec.derive import (
     names_of_models,
     stages_of,
     to_frontend_config,
-    to_worker_configs,
     worker_config,
 )
 from tokenmill.spec.load import dump_factory, parse_factory
 from tokenmill.spec.mixes import stages_without_partner
 from tokenmill.spec.problems import FactoryError
+
+from .worker_configs import worker_configs
 
 TWO = """
 metadata: {name: two}
@@ -43,7 +44,7 @@ def refused(text: str) -> list[str]:
 
 def test_each_worker_is_told_its_model_and_the_front_door_all():
     factory = read(TWO)
-    assert [(each.stage, each.model_name, each.model) for each in to_worker_configs(factory)] == [
+    assert [(each.stage, each.model_name, each.model) for each in worker_configs(factory)] == [
         ("big-p", "big", "/models/big"),
         ("big-d", "big", "/models/big"),
         ("big-d", "big", "/models/big"),
@@ -61,7 +62,7 @@ def test_one_model_in_the_list_is_the_same_as_one_beside_it():
     listed = read("metadata: {name: a}\nmodels: [{name: m, path: /m}]\nstages: [{name: w}]")
     alone = read("metadata: {name: a}\nmodel: {name: m, path: /m}\nstages: [{name: w, model: m}]")
     assert to_frontend_config(listed) == to_frontend_config(alone)
-    assert to_worker_configs(listed) == to_worker_configs(alone)
+    assert worker_configs(listed) == worker_configs(alone)
     assert model_of(listed, listed.stages[0]).path == "/m"
 
 

@@ -13,6 +13,7 @@ from tokenmill.decide.router.admission_words import AdmissionSettings
 from tokenmill.decide.router.settings import RouterSettings
 from tokenmill.errors import ConfigError
 from tokenmill.protocol.ids import Role
+from tokenmill.protocol.step_table import StepTable
 from tokenmill.simulate.timing import PlantTimes
 from tokenmill.spec.factory import Slo
 
@@ -24,7 +25,7 @@ class StageScene(msgspec.Struct, frozen=True, kw_only=True):
     workers of one model hand caches over to each other. ``device``: its name in reports. ``start_s``: seconds
     that a worker takes to come up when it is added or comes back. ``hosts``: worker i stands on
     ``hosts[i % len(hosts)]``; empty: each on one of its own. ``kv_bytes_per_token``: of the cache that is
-    handed over.
+    handed over. ``step_table``: what its workers tell of their step times; None: nothing.
     """
 
     name: str
@@ -37,6 +38,7 @@ class StageScene(msgspec.Struct, frozen=True, kw_only=True):
     start_s: float = 0.0
     hosts: tuple[str, ...] = ()
     kv_bytes_per_token: float = 0.0
+    step_table: StepTable | None = None
 
     def worker_name(self, index: int) -> str:
         """Return what worker ``index`` is called."""

@@ -220,6 +220,7 @@ def _card(worker_id: WorkerId, stage: StageScene, *, early_handoff: bool) -> Wor
         kv_blocks=batching.total_blocks,
         max_sequences=batching.max_sequences,
         prefill_budget=budget if paired else 0,
+        step_table=stage.step_table,
         transports=["plant"] if paired else [],
         early_handoff=early_handoff and paired,
         fingerprint=stage.model or "plant",

@@ -43,15 +43,6 @@ FRONTEND_KNOBS: Final = tuple(
 )
 
 
-def to_worker_configs(factory: Factory) -> list[WorkerConfig]:
-    """One for each worker, stage by stage."""
-    return [
-        worker_config(factory, stage, replica)
-        for stage in factory.stages
-        for replica in range(stage.replicas)
-    ]
-
-
 def worker_config(factory: Factory, stage: Stage, replica: int) -> WorkerConfig:
     """What replica ``replica`` of ``stage`` is told."""
     model = model_of(factory, stage)
@@ -105,6 +96,7 @@ def to_frontend_config(factory: Factory) -> FrontendConfig:
         **_models(factory),
         port=declared.port,
         **{f"router_{name}": getattr(factory.router, name) for name in Router.__struct_fields__},
+        slo_itl_ms=factory.slo.itl_ms,
         log_level=factory.log.level,
         log_format=factory.log.format,
         **{name: getattr(declared, name) for name in FRONTEND_KNOBS},

@@ -1,21 +1,25 @@
-"""From a file a person wrote to a YAML node graph, and pointing at what is wrong in it.
+"""From a file a person wrote to a struct, by way of a YAML node graph.
 
 Shared by all kinds of files (factory, fleet, ...). Knows nothing of any one's fields.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+import msgspec
 import yaml
 
 from tokenmill.errors import ConfigError
 from tokenmill.spec.nodes import Reader, place_of
-from tokenmill.spec.problems import FactoryError, Place, Problem
+from tokenmill.spec.problems import FactoryError, Place, Problem, in_order
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 """Such a file is written by hand; a larger one is some other file."""
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
 def read_text(path: Path, kind: str) -> str:
@@ -32,13 +36,29 @@ def read_text(path: Path, kind: str) -> str:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
-def compose(text: str, source: str, kind: str = "factory") -> yaml.Node | None:
-    """Return the one document of a YAML or JSON text, None if it is empty. Raises FactoryError."""
+def read_document(
+    text: str, source: str, of: type[_Struct], check: Callable[[_Struct, Reader], None], *, empty: str
+) -> _Struct:
+    """Read the one document of a YAML or JSON text. ``source`` names it in messages.
+
+    ``check`` notes what does not fit together in what could be read, ``Reader.problems`` has what could not;
+    ``empty``: what such a file has. Raises FactoryError with all that is wrong.
+    """
+    reader = Reader(source)
     documents = compose_all(text, source)
+    kind = of.__name__.lower()
     if len(documents) > 1:
-        what = f"a second document begins here; a file has one {kind}"
-        raise FactoryError([Problem(source, place_of(documents[1]), "", what)])
-    return documents[0] if documents else None
+        reader.blame(place_of(documents[1]), "", f"a second document begins here; a file has one {kind}")
+        raise FactoryError(reader.problems)
+    if not documents:
+        reader.blame(Place(1, 1), "", f"the file is empty; a {kind} has {empty}")
+        raise FactoryError(reader.problems)
+    found: _Struct | None = reader.struct(documents[0], of)
+    if found is not None:
+        check(found, reader)
+    if found is None or reader.problems:
+        raise FactoryError(in_order(reader.problems))
+    return found
 
 
 def compose_all(text: str, source: str) -> list[yaml.Node]:
@@ -58,11 +78,3 @@ def compose_all(text: str, source: str) -> list[yaml.Node]:
         line = text.count("\n", 0, error.position) + 1
         what = f"not valid YAML: character #x{error.character:04x} is not allowed"
         raise FactoryError([Problem(source, Place(line, 1), "", what)]) from None
-
-
-def blame_field(reader: Reader, path: str, message: str) -> None:
-    """Point at the field, or where it is not written, at what it belongs to."""
-    spot = path
-    while spot and spot not in reader.places:
-        spot = spot.rpartition(".")[0]
-    reader.blame(reader.places.get(spot, Place(1, 1)), path, message)

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, field
 
 from tokenmill.spec.front import Admission, Frontend, Migration, Router
-from tokenmill.spec.parts import Name, Part
+from tokenmill.spec.parts import Above0, Name, Part
 from tokenmill.spec.stage import Stage
 
 API_VERSION: Final = "tokenmill/v1"
@@ -49,12 +49,12 @@ class Model(Part, frozen=True, kw_only=True):
 
 
 class Slo(Part, frozen=True, kw_only=True):
-    """What clients are promised; the planner and the reports measure against it."""
+    """What clients are promised; plans and reports measure against it."""
 
-    ttft_ms: Annotated[float, Meta(gt=0)] = 500.0
+    ttft_ms: Above0 = 500.0
     """Time to the first token, in milliseconds: what a person takes for an instant answer."""
 
-    itl_ms: Annotated[float, Meta(gt=0)] = 50.0
+    itl_ms: Above0 = 50.0
     """Time between tokens, in milliseconds: 20 tokens a second, faster than people read."""
 
     percentile: Annotated[float, Meta(gt=0, le=100)] = 95.0
@@ -62,10 +62,11 @@ class Slo(Part, frozen=True, kw_only=True):
 
 
 class Planner(Part, frozen=True, kw_only=True):
-    """Whether the factory scales itself."""
+    """Whether the factory scales itself. It does not yet: stages keep their ``replicas`` until `tokenmill
+    scale` or `tokenmill up` changes them, whatever stands here."""
 
     mode: PlannerMode = "off"
-    """off, advise (say what it would do) or auto (do it)."""
+    """off, advise (say what it would do) or auto (do it); read, and not acted on yet."""
 
 
 class Log(Part, frozen=True, kw_only=True):
@@ -116,7 +117,7 @@ class Factory(Part, frozen=True, kw_only=True):
     """The groups of workers."""
 
     planner: Planner = field(default_factory=Planner)
-    """Whether the factory scales itself."""
+    """Whether the factory scales itself; not yet."""
 
     log: Log = field(default_factory=Log)
     """What the processes write to their logs."""

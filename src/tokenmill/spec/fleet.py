@@ -6,20 +6,17 @@ nothing of YAML.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 import msgspec
-from msgspec import Meta, field
+from msgspec import field
 
-from tokenmill.spec.parts import AtLeast1, Name, Part
+from tokenmill.spec.parts import Above0, AtLeast0, AtLeast0Float, AtLeast1, Name, Part
 
 FLEET_KIND: Final = "Fleet"
 
 Availability = Literal["on-demand", "reserved", "spot"]
 """on-demand: there when asked for; reserved: paid for in any case; spot: cheaper, and may be taken away."""
-
-Above0 = Annotated[float, Meta(gt=0)]
-AtLeast0Float = Annotated[float, Meta(ge=0)]
 
 
 class FleetMetadata(Part, frozen=True, kw_only=True):
@@ -41,7 +38,7 @@ class Nodes(Part, frozen=True, kw_only=True):
     count: AtLeast1 = 1
     """How many such nodes there are, or can be had."""
 
-    gpus: Annotated[int, Meta(ge=0)] = 0
+    gpus: AtLeast0 = 0
     """GPUs in one node; 0: as in the usual server with this GPU."""
 
     zone: str = ""
@@ -103,7 +100,7 @@ class GpuFigures(Part, frozen=True, kw_only=True):
     power_w: AtLeast0Float = 0.0
     """The most it draws, in watts."""
 
-    gpus_per_node: Annotated[int, Meta(ge=0)] = 0
+    gpus_per_node: AtLeast0 = 0
     """GPUs of one server."""
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, field
 
-from tokenmill.spec.parts import AtLeast0, AtLeast1, Part, Port, Seconds
+from tokenmill.spec.parts import Above0, AtLeast0, AtLeast0Float, AtLeast1, Part, Port, Seconds
 from tokenmill.spec.process import FrontendConfig
 
 _FRONTEND: Final = FrontendConfig()
@@ -33,7 +33,7 @@ class Frontend(Part, frozen=True, kw_only=True):
     peer_sync: bool = _FRONTEND.peer_sync
     """Tell the other front doors what is routed, so that all choose workers as one would."""
 
-    peer_interval_ms: Annotated[float, Meta(gt=0)] = _FRONTEND.peer_interval_ms
+    peer_interval_ms: Above0 = _FRONTEND.peer_interval_ms
     """The least time between two messages to another front door, in milliseconds: what is routed here is
     known there so much later."""
 
@@ -135,11 +135,16 @@ class Router(Part, frozen=True, kw_only=True):
     """Where a prompt is computed: local (on the worker that decodes), remote (on a prefill worker), or auto:
     whichever is predicted to be better."""
 
-    temperature_ms: Annotated[float, Meta(ge=0)] = _FRONTEND.router_temperature_ms
+    local_share: Annotated[float, Meta(ge=0, le=1)] = _FRONTEND.router_local_share
+    """With ``prefill: auto``, the least share of prompts that are computed on workers that decode, where
+    there is a choice; ``tokenmill plan --write`` gives what its mixed plants count on. 0: as many as are
+    predicted to be better off."""
+
+    temperature_ms: AtLeast0Float = _FRONTEND.router_temperature_ms
     """0: always the worker that costs least. Else one that costs so many milliseconds more is chosen 1/e as
     often."""
 
-    weights: dict[str, Annotated[float, Meta(ge=0)]] = field(default_factory=dict)
+    weights: dict[str, AtLeast0Float] = field(default_factory=dict)
     """Weights of the cost function that are to differ from the usual, by name."""
 
     kv_events: bool = _FRONTEND.router_kv_events
@@ -204,7 +209,7 @@ class Admission(Part, frozen=True, kw_only=True):
     busy_prefill_tokens: AtLeast1 = _FRONTEND.admission_busy_prefill_tokens
     """The same in tokens, for a worker whose speed is not known yet."""
 
-    busy_spare_places: Annotated[float, Meta(ge=0)] = _FRONTEND.admission_busy_spare_places
+    busy_spare_places: AtLeast0Float = _FRONTEND.admission_busy_spare_places
     """A worker is busy when its batch is full and so many sequences wait for a place in it, as a share of the
     batch."""
 
@@ -214,14 +219,14 @@ class Admission(Part, frozen=True, kw_only=True):
     tenant_header: str = _FRONTEND.admission_tenant_header
     """The request header that names a tenant; requests without it are one tenant together."""
 
-    tenant_weights: dict[str, Annotated[float, Meta(gt=0)]] = field(default_factory=dict)
+    tenant_weights: dict[str, Above0] = field(default_factory=dict)
     """Shares of tenants by name; 1 for all others. Under load one of weight 2 gets twice the tokens."""
 
-    charge_input: Annotated[float, Meta(ge=0)] = _FRONTEND.admission_charge_input
+    charge_input: AtLeast0Float = _FRONTEND.admission_charge_input
     """What a prompt token that is computed counts in its tenant's share."""
 
-    charge_cached: Annotated[float, Meta(ge=0)] = _FRONTEND.admission_charge_cached
+    charge_cached: AtLeast0Float = _FRONTEND.admission_charge_cached
     """What a prompt token that is found in a cache counts."""
 
-    charge_output: Annotated[float, Meta(ge=0)] = _FRONTEND.admission_charge_output
+    charge_output: AtLeast0Float = _FRONTEND.admission_charge_output
     """What a generated token counts."""

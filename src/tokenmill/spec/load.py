@@ -11,10 +11,8 @@ import msgspec
 import yaml
 
 from tokenmill.spec.checks import check_factory
-from tokenmill.spec.documents import compose, read_text
+from tokenmill.spec.documents import read_document, read_text
 from tokenmill.spec.factory import API_VERSION, KIND, Factory
-from tokenmill.spec.nodes import Reader
-from tokenmill.spec.problems import FactoryError, Place
 
 
 def load_factory(path: Path) -> Factory:
@@ -24,17 +22,7 @@ def load_factory(path: Path) -> Factory:
 
 def parse_factory(text: str, source: str) -> Factory:
     """Read a factory from YAML or JSON; ``source`` names it in messages. Raises FactoryError."""
-    node = compose(text, source)
-    reader = Reader(source)
-    if node is None:
-        reader.blame(Place(1, 1), "", "the file is empty; a factory has metadata and stages")
-        raise FactoryError(reader.problems)
-    factory: Factory | None = reader.struct(node, Factory)
-    if factory is not None:
-        check_factory(factory, reader, complete=not reader.problems)
-    if factory is None or reader.problems:
-        raise FactoryError(sorted(reader.problems, key=lambda each: (each.place.line, each.place.column)))
-    return factory
+    return read_document(text, source, Factory, check_factory, empty="metadata and stages")
 
 
 def dump_factory(factory: Factory) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tokenmill.spec.documents import blame_field, compose, read_text
+from tokenmill.spec.documents import read_document, read_text
 from tokenmill.spec.fleet import Fleet, GpuFigures
 from tokenmill.spec.nodes import Reader
-from tokenmill.spec.problems import FactoryError, Place, did_you_mean, one_of
+from tokenmill.spec.problems import did_you_mean, one_of, repeated
 
 NUMBER_FORMATS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4")
 """What ``tflops`` may name."""
@@ -29,23 +29,20 @@ def load_fleet(path: Path, *, is_known: Callable[[str], bool], known: Iterable[s
 
 def parse_fleet(text: str, source: str, *, is_known: Callable[[str], bool], known: Iterable[str]) -> Fleet:
     """Read a fleet from YAML or JSON; ``source`` names it in messages. Raises FactoryError."""
-    node = compose(text, source)
-    reader = Reader(source)
-    if node is None:
-        reader.blame(Place(1, 1), "", "the file is empty; a fleet has metadata and nodes")
-        raise FactoryError(reader.problems)
-    fleet: Fleet | None = reader.struct(node, Fleet)
-    if fleet is not None and not reader.problems:
-        _check(fleet, reader, is_known, list(known))
-    if fleet is None or reader.problems:
-        raise FactoryError(sorted(reader.problems, key=lambda each: (each.place.line, each.place.column)))
-    return fleet
+
+    def check(fleet: Fleet, reader: Reader) -> None:
+        if not reader.problems:
+            _check(fleet, reader, is_known, list(known))
+
+    return read_document(text, source, Fleet, check, empty="metadata and nodes")
 
 
 def _check(fleet: Fleet, reader: Reader, is_known: Callable[[str], bool], known: list[str]) -> None:
     if not fleet.nodes:
-        blame_field(reader, "nodes", "is empty; give at least one, for example {name: a, gpu: h100-sxm}")
-    _check_names(fleet, reader)
+        reader.blame_field("nodes", "is empty; give at least one, for example {name: a, gpu: h100-sxm}")
+    for index, name, first in repeated(group.name for group in fleet.nodes):
+        message = f'"{name}" is also the name of nodes[{first}]; choose another'
+        reader.blame_field(f"nodes[{index}].name", message)
     own = [each.name for each in fleet.gpus]
     for index, figures in enumerate(fleet.gpus):
         _check_figures(figures, reader, f"gpus[{index}]", new=not is_known(figures.name))
@@ -53,21 +50,12 @@ def _check(fleet: Fleet, reader: Reader, is_known: Callable[[str], bool], known:
         _check_gpu(group.gpu, reader, f"nodes[{index}].gpu", is_known, [*own, *known])
         if group.interruptions_per_day and group.availability != "spot":
             message = f"only spot nodes are taken away; these are {group.availability}"
-            blame_field(reader, f"nodes[{index}].interruptions_per_day", message)
+            reader.blame_field(f"nodes[{index}].interruptions_per_day", message)
     for name in fleet.prices:
         _check_gpu(name, reader, f"prices.{name}", is_known, [*own, *known])
     zones = {group.zone for group in fleet.nodes}
     for index, link in enumerate(fleet.links):
         _check_link(link.zones, zones, reader, f"links[{index}].zones")
-
-
-def _check_names(fleet: Fleet, reader: Reader) -> None:
-    seen: dict[str, int] = {}
-    for index, group in enumerate(fleet.nodes):
-        if group.name in seen:
-            message = f'"{group.name}" is also the name of nodes[{seen[group.name]}]; choose another'
-            blame_field(reader, f"nodes[{index}].name", message)
-        seen.setdefault(group.name, index)
 
 
 def _check_gpu(
@@ -77,29 +65,29 @@ def _check_gpu(
         return
     hint = did_you_mean(name, known) or f" Known are {one_of(known)}."
     message = f'"{name}" is not in the catalogue.{hint} Or describe it under "gpus".'
-    blame_field(reader, path, message)
+    reader.blame_field(path, message)
 
 
 def _check_figures(figures: GpuFigures, reader: Reader, path: str, *, new: bool) -> None:
     for dtype in figures.tflops:
         if dtype not in NUMBER_FORMATS:
             hint = did_you_mean(dtype, NUMBER_FORMATS)
-            blame_field(reader, f"{path}.tflops.{dtype}", f"is not {one_of(NUMBER_FORMATS)}.{hint}")
+            reader.blame_field(f"{path}.tflops.{dtype}", f"is not {one_of(NUMBER_FORMATS)}.{hint}")
     if not new:
         return
     lacking = [name for name in _NEEDED if not getattr(figures, name)]
     if lacking:
         message = f'"{figures.name}" is not in the catalogue, so that it needs {", ".join(lacking)} too'
-        blame_field(reader, path, message)
+        reader.blame_field(path, message)
     elif "bf16" not in figures.tflops:
-        blame_field(reader, f"{path}.tflops", "needs bf16, which activations are in")
+        reader.blame_field(f"{path}.tflops", "needs bf16, which activations are in")
 
 
 def _check_link(zones: list[str], known: set[str], reader: Reader, path: str) -> None:
     if len(zones) != 2 or zones[0] == zones[1]:
-        blame_field(reader, path, "must be two different zones, for example [east, west]")
+        reader.blame_field(path, "must be two different zones, for example [east, west]")
         return
     for index, zone in enumerate(zones):
         if zone not in known:
             hint = did_you_mean(zone, known) or f" Zones here: {', '.join(sorted(filter(None, known)))}."
-            blame_field(reader, f"{path}[{index}]", f'no nodes are in zone "{zone}".{hint}')
+            reader.blame_field(f"{path}[{index}]", f'no nodes are in zone "{zone}".{hint}')

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from tokenmill.spec.documents import blame_field, compose, read_text
+from tokenmill.spec.documents import read_document, read_text
 from tokenmill.spec.nodes import Reader
-from tokenmill.spec.problems import FactoryError, Place, did_you_mean, one_of
+from tokenmill.spec.problems import did_you_mean, one_of, repeated
 from tokenmill.spec.scenario import Scenario
 
 
@@ -32,19 +32,14 @@ def parse_scenario(
     known: Iterable[str],
 ) -> Scenario:
     """Read a scenario from YAML or JSON; ``source`` names it in messages. Raises FactoryError."""
-    node = compose(text, source, "scenario")
-    reader = Reader(source)
-    if node is None:
-        reader.blame(Place(1, 1), "", "the file is empty; a scenario has metadata, and what is to happen")
-        raise FactoryError(reader.problems)
-    scenario: Scenario | None = reader.struct(node, Scenario)
-    # Where an entry of a list could not be read, those behind it are counted otherwise than in the file.
-    if scenario is not None and not any("[" in problem.path for problem in reader.problems):
-        _check(scenario, reader, stages)
-        _check_prices(scenario, reader, is_known, list(known))
-    if scenario is None or reader.problems:
-        raise FactoryError(sorted(reader.problems, key=lambda each: (each.place.line, each.place.column)))
-    return scenario
+
+    def check(scenario: Scenario, reader: Reader) -> None:
+        # Where an entry of a list could not be read, those behind it are counted otherwise than in the file.
+        if not any("[" in problem.path for problem in reader.problems):
+            _check(scenario, reader, stages)
+            _check_prices(scenario, reader, is_known, list(known))
+
+    return read_document(text, source, Scenario, check, empty="metadata, and what is to happen")
 
 
 def _check(scenario: Scenario, reader: Reader, stages: Mapping[str, int]) -> None:
@@ -71,31 +66,28 @@ def _check_stage(name: str, reader: Reader, path: str, stages: Mapping[str, int]
     if name in stages:
         return True
     hint = did_you_mean(name, stages) or (f" It has {one_of(stages)}." if stages else "")
-    blame_field(reader, path, f'the factory has no stage "{name}".{hint}')
+    reader.blame_field(path, f'the factory has no stage "{name}".{hint}')
     return False
 
 
 def _check_worker(stage: str, worker: int, reader: Reader, path: str, most: Mapping[str, int]) -> None:
     if _check_stage(stage, reader, f"{path}.stage", most) and worker >= most[stage]:
         what = f"{stage} has never more than {most[stage]} workers, numbered from 0"
-        blame_field(reader, f"{path}.worker", f"is {worker}; {what}")
+        reader.blame_field(f"{path}.worker", f"is {worker}; {what}")
 
 
 def _check_span(start_s: float, end_s: float, reader: Reader, path: str) -> None:
     if end_s <= start_s:
-        blame_field(reader, path, f"is {end_s:g}; it must be later than {start_s:g}")
+        reader.blame_field(path, f"is {end_s:g}; it must be later than {start_s:g}")
 
 
 def _check_classes(scenario: Scenario, reader: Reader) -> None:
-    seen: dict[str, int] = {}
-    for index, each in enumerate(scenario.classes):
-        if each.name in seen:
-            message = f'"{each.name}" is also the name of classes[{seen[each.name]}]; choose another'
-            blame_field(reader, f"classes[{index}].name", message)
-        seen.setdefault(each.name, index)
+    for index, name, first in repeated(each.name for each in scenario.classes):
+        message = f'"{name}" is also the name of classes[{first}]; choose another'
+        reader.blame_field(f"classes[{index}].name", message)
     total = sum(each.share for each in scenario.classes)
     if total > 1 + 1e-9:
-        blame_field(reader, "classes", f"their shares are {total:g} together; at most 1")
+        reader.blame_field("classes", f"their shares are {total:g} together; at most 1")
 
 
 def _check_prices(
@@ -104,4 +96,4 @@ def _check_prices(
     for name in scenario.prices:
         if not is_known(name):
             hint = did_you_mean(name, known) or f" Known are {one_of(known)}."
-            blame_field(reader, f"prices.{name}", f'"{name}" is not in the catalogue.{hint}')
+            reader.blame_field(f"prices.{name}", f'"{name}" is not in the catalogue.{hint}')

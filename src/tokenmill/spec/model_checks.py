@@ -12,7 +12,7 @@ from tokenmill.protocol.ids import Role
 from tokenmill.spec.derive import TEXT_ENGINES, is_text_model, models_of, stages_of
 from tokenmill.spec.factory import Factory, Model
 from tokenmill.spec.mixes import stages_without_partner
-from tokenmill.spec.problems import did_you_mean, one_of
+from tokenmill.spec.problems import did_you_mean, one_of, repeated
 from tokenmill.spec.stage import Stage
 
 Blame = Callable[[str, str], None]
@@ -44,18 +44,14 @@ def _check_names(factory: Factory, blame: Blame) -> bool:
     if factory.model != Model():
         blame("model", "is here beside models; declare all models under models")
         return False
-    good = True
-    names: dict[str, int] = {}
-    for index, model in enumerate(factory.models):
-        if model.name in names:
-            message = f'"{model.name}" is also the name of models[{names[model.name]}]; choose another'
-            blame(f"models[{index}].name", message)
-            good = False
-        elif not model.name and len(factory.models) > 1:
-            blame(f"models[{index}].name", "is missing; of several models each needs a name")
-            good = False
-        names.setdefault(model.name, index)
-    return good
+    names = [model.name for model in factory.models]
+    twice = list(repeated(names))
+    for index, name, first in twice:
+        blame(f"models[{index}].name", f'"{name}" is also the name of models[{first}]; choose another')
+    nameless = "" in names and len(names) > 1
+    if nameless:
+        blame(f"models[{names.index('')}].name", "is missing; of several models each needs a name")
+    return not twice and not nameless
 
 
 def _check_stages_models(factory: Factory, blame: Blame) -> bool:

@@ -44,6 +44,13 @@ class Reader:
         self.problems.append(Problem(self.source, place, path, message))
         return _BAD
 
+    def blame_field(self, path: str, message: str) -> None:
+        """Point at the field, or where it is not written, at what it belongs to."""
+        spot = path
+        while spot and spot not in self.places:
+            spot = spot.rpartition(".")[0]
+        self.blame(self.places.get(spot, Place(1, 1)), path, message)
+
     def _value(self, node: yaml.Node, kind: inspect.Type, path: str) -> object:
         self.places[path] = place_of(node)
         match kind:

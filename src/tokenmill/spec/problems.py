@@ -6,7 +6,7 @@ Knows nothing of any particular file's fields.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tokenmill.errors import ConfigError
@@ -41,6 +41,19 @@ class FactoryError(ConfigError):
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = problems
+
+
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Return problems in the file's order."""
+    return sorted(problems, key=lambda each: (each.place.line, each.place.column))
+
+
+def repeated(names: Iterable[str]) -> Iterator[tuple[int, str, int]]:
+    """Yield each name that was there before: its place, the name, and the first one's place."""
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if seen.setdefault(name, index) != index:
+            yield index, name, seen[name]
 
 
 def one_of(choices: Iterable[str]) -> str:

@@ -164,6 +164,9 @@ class WorkerConfig(ProcessConfig):
     """A profile file (made by tokenmill profile): prefill stops where it says that the device is saturated,
     unless ``prefill_budget`` is given; engine sim takes its step times."""
 
+    step_times: str = ""
+    """A file of step times (made by tokenmill plan --write), told to routers in place of the profile's."""
+
     prefix_cache: bool = True
     """Reuse the KV blocks of equal prompt prefixes."""
 
@@ -224,16 +227,19 @@ class FrontendConfig(ProcessConfig):
     """After how long without a sign of life other front doors take this one for dead, in seconds."""
 
     router_policy: str = "kv"
-    """How workers are chosen: kv, least-loaded, power-of-two, round-robin, random, session, or the name of an
-    installed policy."""
+    """kv, least-loaded, power-of-two, round-robin, random, session, or the name of an installed policy."""
 
     router_prefill: str = "auto"
-    """Where a prompt is computed: local (on the worker that decodes), remote (on a prefill worker), or auto:
-    whichever is predicted to be better."""
+    """Where prompts are computed: local (where they are decoded), remote (elsewhere), or auto: the better."""
+
+    router_local_share: float = 0.0
+    """With auto: the least share of prompts that workers that decode compute, where there is a choice."""
+
+    slo_itl_ms: float = 50.0
+    """The time between tokens, in milliseconds, by which unequal decode workers share out sequences."""
 
     router_temperature_ms: float = 0.0
-    """0: always the worker that costs least. Else one that costs so many milliseconds more is chosen 1/e as
-    often."""
+    """0: always the cheapest worker. Else one that costs so many milliseconds more is chosen 1/e as often."""
 
     router_weights: dict[str, float] = field(default_factory=dict)
     """Weights of the cost function that are to differ from the usual, by name."""
@@ -245,8 +251,7 @@ class FrontendConfig(ProcessConfig):
     """Most cached blocks that are remembered, about 100 bytes each."""
 
     router_predicted_ttl_s: float = 5.0
-    """How long a prompt is taken to be cached where it went, before the worker's events say so, in
-    seconds."""
+    """How long a prompt is taken to be cached where it went, before the worker says so, in seconds."""
 
     router_approximate_ttl_s: float = 120.0
     """The same for workers that give no events."""
@@ -348,8 +353,7 @@ class FrontendConfig(ProcessConfig):
     """How long a request waits while all workers are busy before it gets 503, in seconds."""
 
     admission_busy_kv_share: float = 0.9
-    """A worker is busy when more than this share of its KV blocks is held: running sequences need the rest to
-    grow into."""
+    """A worker is busy when more than this share of its KV blocks is held; sequences grow into the rest."""
 
     admission_busy_prefill_s: float = 1.0
     """A worker is busy when it has prefill queued for more than so many seconds, at its measured speed."""
@@ -358,8 +362,7 @@ class FrontendConfig(ProcessConfig):
     """The same in tokens, for a worker whose speed is not known yet."""
 
     admission_busy_spare_places: float = 0.25
-    """A worker is busy when its batch is full and so many sequences wait for a place in it, as a share of the
-    batch."""
+    """A worker is busy when its batch is full and so many sequences, as a share of it, wait for a place."""
 
     admission_level_turn_s: float = 5.0
     """Higher priorities go first, but one that had nothing admitted for so many seconds gets a turn."""
@@ -387,13 +390,10 @@ class FrontendConfig(ProcessConfig):
     """Longest prompt plus output so far that another worker is asked to read anew, in tokens; 0: any."""
 
     migration_stall_timeout_s: float = 5.0
-    """After how long without a sign of life a worker's requests go on elsewhere, in seconds. Workers that are
-    busy, however busy, report several times a second."""
+    """After how long without a sign of life a worker's requests go on elsewhere, in seconds."""
 
     migration_step_timeout_s: float = 60.0
-    """The same for a worker that reports but whose engine, with work to do, has ended no step, in seconds. A
-    step that reads a piece of a long prompt on a slow device takes seconds."""
+    """The same for a worker that reports but whose engine, with work to do, has ended no step, in seconds."""
 
     explain_requests: int = 1000
-    """Of how many of the last requests GET /v1/explain/{request_id} can tell what happened; 0: of none. One
-    takes about 3 kB."""
+    """Of how many of the last requests GET /v1/explain/{request_id} tells; 0: of none. One takes 3 kB."""

@@ -11,13 +11,10 @@ import msgspec
 from msgspec import Meta, field
 
 from tokenmill.spec.factory import Slo
-from tokenmill.spec.parts import AtLeast0, Name, Part
+from tokenmill.spec.parts import Above0, AtLeast0, AtLeast0Float, Name, Part
 from tokenmill.spec.stage import Price
 
 SCENARIO_KIND: Final = "Scenario"
-
-Above0 = Annotated[float, Meta(gt=0)]
-AtLeast0Float = Annotated[float, Meta(ge=0)]
 
 
 class ScenarioMetadata(Part, frozen=True, kw_only=True):

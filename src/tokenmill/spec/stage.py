@@ -10,12 +10,10 @@ from typing import Annotated, Final
 from msgspec import Meta, field
 
 from tokenmill.protocol.ids import Role
-from tokenmill.spec.parts import AtLeast0, AtLeast1, Name, Part, Seconds
+from tokenmill.spec.parts import AtLeast0, AtLeast0Float, AtLeast1, Name, Part, Seconds
 from tokenmill.spec.process import WorkerConfig
 
 _WORKER: Final = WorkerConfig()
-
-AtLeastZero = Annotated[float, Meta(ge=0)]
 
 
 class Parallel(Part, frozen=True, kw_only=True):
@@ -38,13 +36,13 @@ class Parallel(Part, frozen=True, kw_only=True):
 class Price(Part, frozen=True, kw_only=True):
     """What a million tokens cost, in the currency of your bills; told with the stage's metrics."""
 
-    input: AtLeastZero = _WORKER.price_input
+    input: AtLeast0Float = _WORKER.price_input
     """A million prompt tokens."""
 
     cached: Annotated[float, Meta(ge=-1)] = _WORKER.price_cached
     """A million prompt tokens that were found in a cache; -1: as much as others."""
 
-    output: AtLeastZero = _WORKER.price_output
+    output: AtLeast0Float = _WORKER.price_output
     """A million generated tokens."""
 
 
@@ -140,6 +138,10 @@ class Stage(Part, frozen=True, kw_only=True):
     """A profile file (made by ``tokenmill profile``; a relative path is seen from this file): prefill stops
     where it says that the device is saturated, unless ``prefill_budget`` is given; engine sim takes its
     step times."""
+
+    step_times: str = _WORKER.step_times
+    """A file of step times (made by ``tokenmill plan --write``; a relative path is seen from this file),
+    which workers tell routers in place of the profile's; they are corrected by what their steps take."""
 
     prefix_cache: bool = _WORKER.prefix_cache
     """Reuse the KV blocks of equal prompt prefixes."""

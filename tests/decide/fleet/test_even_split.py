@@ -1,4 +1,4 @@
-"""Unequal decode workers under a router that evens out what they decode."""
+"""Unequal decode workers under a router that evens out how full they are."""
 
 import pytest
 from tests.decide.fleet.fleets import ask, fleet, group
@@ -10,17 +10,20 @@ from tokenmill.decide.fleet.placement import place
 from tokenmill.decide.fleet.replica import Replica
 from tokenmill.decide.fleet.stages import DecodeGroup
 from tokenmill.decide.fleet.workload import steady
+from tokenmill.decide.perf.decode_batch import most_sequences
 from tokenmill.decide.perf.step_time import LinearStepTime
 from tokenmill.protocol.ids import Role
 
 LOAD = steady(3000, 150)
 PROMISE = Promise(ttft_ms=1000, itl_ms=30, percentile=90)
-SLOW = Replica(
-    times=LinearStepTime(
-        **{name: 1.7 * getattr(TIMES, name) for name in TIMES.__struct_fields__ if name.endswith("_ms")}
-    ),
-    kv_capacity_tokens=1e9,
-)
+
+
+def slower(factor):
+    times = {name: factor * getattr(TIMES, name) for name in TIMES.__struct_fields__ if name.endswith("_ms")}
+    return Replica(times=LinearStepTime(**times), kv_capacity_tokens=1e9)
+
+
+SLOW = slower(1.5)
 
 
 def decoders(replica, count):
@@ -38,20 +41,31 @@ def test_equal_workers_share_by_their_number():
     assert split.holds
 
 
-def test_slow_workers_are_given_as_many_sequences_as_quick_ones():
+def test_slow_workers_are_given_sequences_by_how_many_they_can_decode():
     groups = [decoders(REPLICA, 1), decoders(SLOW, 1)]
     split = even_split(groups, 5.0, PROMISE)
-    batches = [group.at(rate / 1000).batch for group, rate in zip(groups, split.rates, strict=True)]
-    assert batches[0] == pytest.approx(batches[1], rel=0.01)
-    assert split.rates[0] > split.rates[1]
+    found = [group.at(rate / 1000).batch for group, rate in zip(groups, split.rates, strict=True)]
+    able = [
+        most_sequences(each.times, itl_ms=PROMISE.itl_ms, context_tokens=LOAD.decode_context)
+        for each in (REPLICA, SLOW)
+    ]
+    assert able[0] > able[1]
+    assert found[0] / found[1] == pytest.approx(able[0] / able[1], rel=0.02)
 
 
-def test_what_each_could_take_is_not_what_both_take_together():
-    quick, slow = most(REPLICA, 1), most(SLOW, 1)
-    assert 0 < slow < quick / 4
-    groups = [decoders(REPLICA, 1), decoders(SLOW, 1)]
-    assert not even_split(groups, 0.95 * (quick + slow), PROMISE).holds
-    assert even_split(groups, 1.5 * slow, PROMISE).holds
+@pytest.mark.parametrize("slowness", [1.2, 1.4, 1.6])
+def test_what_each_could_take_is_nearly_what_both_take_together(slowness):
+    slow = slower(slowness)
+    groups = [decoders(REPLICA, 1), decoders(slow, 1)]
+    both = most(REPLICA, 1) + most(slow, 1)
+    assert even_split(groups, 0.9 * both, PROMISE).holds
+    assert not even_split(groups, 1.1 * both, PROMISE).holds
+
+
+def test_a_worker_that_cannot_keep_the_level_at_all_spoils_no_plant_of_others():
+    groups = [decoders(REPLICA, 1), decoders(slower(2.5), 1)]
+    assert most(slower(2.5), 1) == 0
+    assert not even_split(groups, 0.5 * most(REPLICA, 1), PROMISE).holds
 
 
 def test_more_than_they_can_do_at_all_is_no_split():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 from tests.decide.router.routing_cases import card
+from tests.decide.router.test_decode_weights import table
 
 from tokenmill.decide.perf.class_times import StepTimes, WorkerTimes
 from tokenmill.decide.router.cost import DeviceSpeed
@@ -74,3 +75,10 @@ def test_a_class_is_a_model_on_an_engine():
     assert device_class(card("a")) == device_class(card("b", stage="other"))
     assert device_class(card("a")) != device_class(card("a", engine="torch"))
     assert device_class(card("a")) != device_class(card("a", model="other"))
+
+
+def test_workers_that_tell_other_step_times_are_of_another_class():
+    quick, slow = table(1.0), table(2.0)
+    assert device_class(card("a", step_table=quick)) == device_class(card("b", step_table=table(1.0)))
+    assert device_class(card("a", step_table=quick)) != device_class(card("b", step_table=slow))
+    assert device_class(card("a", step_table=quick)) != device_class(card("b"))

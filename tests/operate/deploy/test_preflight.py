@@ -167,3 +167,10 @@ def test_versions_that_cannot_hand_over_are_refused(tmp_path):
     check_handoffs(parse_factory(text.format(old, old, ""), "f"))
     check_handoffs(parse_factory(text.format(old, tmp_path / "gone", ""), "f"))
     check_handoffs(parse_factory(text.format(old, new, ", attach: 'http://h:1'"), "f"))
+
+
+def test_files_of_a_stage_are_seen_from_the_factory_file(tmp_path):
+    text = "metadata: {name: a}\nstages: [{name: w, step_times: w.json, profile: /p.json}, {name: v}]"
+    one, other = grounded(parse_factory(text, "f"), tmp_path).stages
+    assert (one.step_times, one.profile) == (str(tmp_path / "w.json"), "/p.json")
+    assert (other.step_times, other.profile) == ("", "")

@@ -7,6 +7,7 @@ import pytest
 
 from tokenmill import cli
 from tokenmill.decide.fleet import milp
+from tokenmill.profiles.step_times_file import load_step_table
 from tokenmill.protocol.ids import Role
 from tokenmill.spec.load import load_factory
 
@@ -119,6 +120,20 @@ def test_what_was_written_is_planned_again(capsys, factory, tmp_path):
     status, out, _ = run(capsys, written, *ask, "--json")
     assert status == 0
     assert json.loads(out)["plan"]["best"]["rate_per_s"] == 5
+
+
+@pytest.mark.skipif(not milp.available(), reason="needs the extra [plan]")
+def test_unequal_decode_stages_are_written_with_their_step_times(capsys, factory, fleet, tmp_path):
+    fleet.write_text(fleet.read_text().replace("dollars_per_gpu_hour: 4", "dollars_per_gpu_hour: 6.16"))
+    fleet.write_text(fleet.read_text().replace("dollars_per_gpu_hour: 1", "dollars_per_gpu_hour: 2.7"))
+    written = tmp_path / "planned.yaml"
+    ask = ("--isl", 1000, "--osl", 500, "--itl-ms", 30, "--rate", 18, "--fleet", fleet, "--write", written)
+    status, _, _ = run(capsys, factory, *ask)
+    assert status == 0
+    decoding = [stage for stage in load_factory(written).stages if stage.role is not Role.PREFILL]
+    assert len({stage.gpu for stage in decoding}) == 2
+    tables = [load_step_table(tmp_path / stage.step_times) for stage in decoding]
+    assert tables[0] != tables[1]
 
 
 @pytest.mark.skipif(not milp.available(), reason="needs the extra [plan]")

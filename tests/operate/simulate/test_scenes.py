@@ -14,6 +14,7 @@ from tokenmill.errors import ConfigError
 from tokenmill.operate.simulate.places import MEMORY_LINK
 from tokenmill.profiles.fleets import load_inventory
 from tokenmill.profiles.profile_file import save_profile
+from tokenmill.profiles.step_times_file import save_step_table
 from tokenmill.protocol.ids import Role
 from tokenmill.serve.engines.base import ExecutorFacts
 from tokenmill.serve.engines.opening import batching_config
@@ -98,6 +99,21 @@ def test_a_server_gets_its_memory_from_the_gpu_and_its_budget_from_the_file(tmp_
     assert plant.devices["w"].dollars_per_hour == pytest.approx(4 * 6.16)
     assert {each.origin for each in plant.devices.values()} == {"roofline"}
     assert not plant.scene.stages[0].hosts[0].startswith("host")
+
+
+def test_workers_tell_the_step_times_that_their_processes_would(tmp_path: Path) -> None:
+    save_step_table(PROFILE.table, tmp_path / "w.steps.json")
+    body = f"""
+    model: {{name: llama, path: {LLAMA}}}
+    slo: {{itl_ms: 35}}
+    router: {{local_share: 0.2}}
+    stages:
+      - {{name: w, engine: vllm, gpu: H100, parallel: {{tp: 4}}, step_times: w.steps.json}}
+      - {{name: x, engine: vllm, gpu: H100, parallel: {{tp: 4}}}}
+    """
+    scene = staged_plant(tmp_path, body).scene
+    assert [stage.step_table for stage in scene.stages] == [PROFILE.table, None]
+    assert (scene.router.itl_ms, scene.router.local_share) == (35, 0.2)
 
 
 def test_data_parallel_ranks_are_one_worker_with_the_room_of_all(tmp_path: Path) -> None:

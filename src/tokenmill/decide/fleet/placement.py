@@ -33,6 +33,10 @@ MOST_TRIED: Final = 20_000
 _SHRINK: Final = 0.995
 """Where a curve between its points promised more than there is, capacities are taken for so much less."""
 
+_ROOMIER: Final = 0.95
+"""Unequal workers that do not hold the level with what a router gives them may do so with a little more room:
+capacities are taken for so much less."""
+
 _ATTEMPTS: Final = 5
 
 _AS_GOOD: Final = 0.99
@@ -105,20 +109,31 @@ def best_plant(ask: Ask, board: Board, keep: Keep | None = None) -> PlantPlan | 
         decoders = decoding(board, solution.counts)
         if len(decoders) > 1:
             return _evened_out(ask, board, solution, decoders)
-        board = Board(_shrunk(board.problem), board.roles)
+        board = Board(_shrunk(board.problem, _SHRINK), board.roles)
     return None
 
 
 def _evened_out(ask: Ask, board: Board, solution: Solution, decoders: Sequence[int]) -> PlantPlan | None:
-    """Unequal workers did not hold the level with what a router gives them to decode: the best with only one
-    of those kinds, or where as much as possible is asked for, all of them at the rate that they do hold."""
-    plants = [] if ask.rate_per_s is not None else [_at_what_it_holds(ask, board, solution)]
+    """Unequal workers did not hold the level with what a router gives them to decode: the best with more room
+    or with only one of those kinds, or where as much as possible is asked for, all of them at the rate that
+    they do hold."""
+    eased = _at_what_it_holds(ask, board, solution) if ask.rate_per_s is None else _with_room(ask, board)
+    plants = [eased]
     for decoder in decoders:
         keep = [role.prefill or index == decoder for index, role in enumerate(board.roles)]
         plants.append(best_plant(ask, board.only(keep)))
     return min(
         (plant for plant in plants if plant is not None), key=lambda plant: score(ask, plant), default=None
     )
+
+
+def _with_room(ask: Ask, board: Board) -> PlantPlan | None:
+    """The best plant that would serve the rate with a little less capacity, if it does hold."""
+    if sum(board.problem.pools.values()) > _LARGE:
+        return None
+    roomier = Board(_shrunk(board.problem, _ROOMIER), board.roles)
+    solution = _solution(roomier.problem, ask.rate_per_s, _ROUGH_GAP)
+    return None if solution is None else assess(ask, board, _trimmed(ask, roomier, solution))
 
 
 def _at_what_it_holds(ask: Ask, board: Board, solution: Solution) -> PlantPlan | None:
@@ -169,10 +184,10 @@ def _trimmed(ask: Ask, board: Board, solution: Solution) -> Solution:
     return Solution(tuple(counts), throughput(board.problem, counts).rate, board.problem.cost(counts))
 
 
-def _shrunk(problem: Problem) -> Problem:
+def _shrunk(problem: Problem, share: float) -> Problem:
     options = tuple(
         msgspec.structs.replace(
-            option, curve=Curve(tuple((count, rate * _SHRINK) for count, rate in option.curve.points))
+            option, curve=Curve(tuple((count, rate * share) for count, rate in option.curve.points))
         )
         for option in problem.options
     )

@@ -94,6 +94,18 @@ class PlantPlan(msgspec.Struct, frozen=True, kw_only=True):
     handing: tuple[Handing, ...] = ()
 
     @property
+    def local_share(self) -> float:
+        """The share of all prompts that are computed where they are decoded."""
+        decoding = [stage for stage in self.stages if stage.role is not StageRole.PREFILL]
+        return sum(stage.rate_per_s * stage.local_share for stage in decoding) / self.rate_per_s
+
+    @property
+    def unequal(self) -> tuple[StagePlan, ...]:
+        """The stages that decode, where they are several: a router must know how fast each is."""
+        decoding = tuple(stage for stage in self.stages if stage.role is not StageRole.PREFILL)
+        return decoding if len(decoding) > 1 else ()
+
+    @property
     def words(self) -> str:
         """The plant in a line."""
         return " + ".join(

@@ -59,6 +59,11 @@ class WorkerTimes:
         return self._paces.weights[1]
 
     @property
+    def of_class(self) -> object:
+        """What the workers of one class have in common: the same object for all of them."""
+        return self._steps
+
+    @property
     def decode_pace(self) -> float:
         """This worker's time for a decode step over its class's."""
         return self._paces.weights[0]

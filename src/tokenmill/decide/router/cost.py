@@ -32,7 +32,9 @@ class CostWeights:
     decode_stall_ms: float = 10.0
     """For each sequence that decodes at the worker. A prompt stalls every one of them while it is computed,
     and slows them while it decodes itself; they slow it. A tenth of what a prompt of ordinary length takes
-    (100 ms): a stalled token is one among hundreds of its stream, a first token is waited for alone."""
+    (100 ms): a stalled token is one among hundreds of its stream, a first token is waited for alone. On a
+    worker that can decode fewer at a time than the best, each counts for so many times more
+    (``decode_weights``), so that all are as full."""
 
     room_ms: float = 200.0
     """When all KV blocks of a worker are held. Beyond that point a prompt waits until a sequence ends, or
@@ -102,10 +104,13 @@ class CostTerms(NamedTuple):
     total_ms: float
 
 
-def load_terms(load: LoadFacts, speed: DeviceSpeed, weights: CostWeights) -> LoadTerms:
-    """Return what the worker costs whatever the request."""
+def load_terms(
+    load: LoadFacts, speed: DeviceSpeed, weights: CostWeights, sequence_weight: float = 1.0
+) -> LoadTerms:
+    """Return what the worker costs whatever the request. ``sequence_weight``: what a decoding sequence weighs
+    there, 1 on the worker that can decode most at a time."""
     queue_ms = weights.queue * load.queue_tokens * speed.token_ms
-    decode_ms = weights.decode_stall_ms * load.decoding
+    decode_ms = weights.decode_stall_ms * load.decoding * sequence_weight
     room_ms = 0.0
     if load.blocks_total:
         over = load.blocks_used / load.blocks_total - weights.room_free_share
@@ -130,9 +135,14 @@ def prefill_ms(uncached: float, prompt_tokens: int, speed: DeviceSpeed, weights:
 
 
 def cost_terms(
-    load: LoadFacts, speed: DeviceSpeed, prompt_tokens: int, cached: CachedTokens, weights: CostWeights
+    load: LoadFacts,
+    speed: DeviceSpeed,
+    prompt_tokens: int,
+    cached: CachedTokens,
+    weights: CostWeights,
+    sequence_weight: float = 1.0,
 ) -> CostTerms:
     """Return the whole cost, every term by name: what ``explain`` shows and what the fast path must equal."""
-    base = load_terms(load, speed, weights)
+    base = load_terms(load, speed, weights, sequence_weight)
     own_ms = prefill_ms(uncached_tokens(prompt_tokens, cached, weights), prompt_tokens, speed, weights)
     return CostTerms(*base, own_ms, sum(base) + own_ms)

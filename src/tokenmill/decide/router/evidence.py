@@ -75,7 +75,9 @@ class RouteEvidence:
 
     def _weigh(self, slot: int, known: Known) -> Weighed:
         facts = self._fact(slot)
-        terms = cost_terms(facts.load, facts.speed, self._tokens, known.cached, self._weights)
+        terms = cost_terms(
+            facts.load, facts.speed, self._tokens, known.cached, self._weights, facts.sequence_weight
+        )
         return Weighed(
             worker=facts.card.worker_id,
             role=facts.card.role,

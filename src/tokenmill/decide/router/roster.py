@@ -14,6 +14,7 @@ from typing import NamedTuple
 from tokenmill.decide.perf.class_times import StepTimes, WorkerTimes
 from tokenmill.decide.perf.table import TableStepTime
 from tokenmill.decide.router.cost import CostWeights, DeviceSpeed, LoadFacts, load_terms
+from tokenmill.decide.router.decode_weights import DecodeWeights
 from tokenmill.decide.router.index import Owner
 from tokenmill.decide.router.load import WorkerLoad
 from tokenmill.decide.router.masks import slots_of
@@ -25,11 +26,13 @@ from tokenmill.protocol.metrics import StepMetrics
 
 
 class WorkerFacts(NamedTuple):
-    """One worker as it was known at one moment. Never changed: a new fact makes a new one."""
+    """One worker as it was known at one moment. Never changed: a new fact makes a new one.
+    ``sequence_weight``: of a decoding sequence there (``decode_weights``)."""
 
     card: WorkerCard
     load: LoadFacts
     speed: DeviceSpeed
+    sequence_weight: float = 1.0
 
 
 ALIKE_S = 0.5
@@ -100,9 +103,10 @@ class Group(NamedTuple):
 class Roster:
     """By slot: ``facts``, and ``base``, the cost that a worker has for any request (``inf`` where there is
     none). Masks: ``serving`` workers can decode, ``decode`` of them want a prefill worker, ``prefill`` are
-    those; ``alone`` can also do without."""
+    those; ``alone`` can also do without. ``itl_ms``: the time between tokens that unequal workers are held
+    against."""
 
-    def __init__(self, weights: CostWeights) -> None:
+    def __init__(self, weights: CostWeights, itl_ms: float) -> None:
         self.base: list[float] = []
         self.facts: list[WorkerFacts | None] = []
         self.seats: dict[WorkerId, Seat] = {}
@@ -112,6 +116,7 @@ class Roster:
         self.prefill_groups: tuple[Group, ...] = ()
         self._weights = weights
         self._times = StepTimes()
+        self._decode_weights = DecodeWeights(itl_ms)
         self._speeds: dict[str, ClassSpeed] = {}
         self._givers: dict[int, int] = {}
         self._stale = False
@@ -168,6 +173,8 @@ class Roster:
             seat.learn(*seat.reported)
             seat.reported = None
             self._changed[seat] = None
+        if self._decode_weights.is_due(len(self._reported)):
+            self._weigh_decodes()
         self._reported.clear()
 
     def changed(self, seat: Seat) -> None:
@@ -180,12 +187,19 @@ class Roster:
             self.seat_at.append(None)
         self.seat_at[slot] = seat
 
+    def _weigh_decodes(self) -> None:
+        """What one sequence weighs where, by what is known now."""
+        seats = self.seats.values()
+        if self._decode_weights.look((seat.card, seat.times, seat.load.metrics) for seat in seats):
+            self._changed |= dict.fromkeys(seats)
+
     def _reckon(self, seat: Seat) -> None:
         card, slot = seat.card, seat.owner.slot
         speed = self._speed(seat)
         load = seat.load.facts(card.role, card.kv_blocks, card.block_tokens)
-        seat.facts = self.facts[slot] = WorkerFacts(card, load, speed)
-        self.base[slot] = sum(load_terms(load, speed, self._weights))
+        weight = self._decode_weights.of(card.worker_id)
+        seat.facts = self.facts[slot] = WorkerFacts(card, load, speed, weight)
+        self.base[slot] = sum(load_terms(load, speed, self._weights, weight))
 
     def _speed(self, seat: Seat) -> DeviceSpeed:
         known = self._speeds.get(seat.kind)
@@ -204,6 +218,8 @@ class Roster:
         """Bring facts, masks and groups up to date; cheap where nothing has changed."""
         if self._reported:
             self._take_in()
+        if self._stale:
+            self._weigh_decodes()
         if self._changed:
             for seat in self._changed:
                 self._reckon(seat)
@@ -218,6 +234,11 @@ class Roster:
             self.alone = self.serving & sum(seat.owner.bit for seat in seats if seat.card.alone)
             self.serving_groups = self._group(self.serving)
             self.prefill_groups = self._group(self.prefill)
+
+    @property
+    def unequal(self) -> bool:
+        """Whether a sequence weighs more on some worker than on others."""
+        return bool(self._decode_weights.weights)
 
     def mask(self, workers: Iterable[WorkerId]) -> int:
         """Return the set of those of ``workers`` that are here."""

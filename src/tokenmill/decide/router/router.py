@@ -43,9 +43,9 @@ class Router:
         self.settings = settings
         self.send_notes = settings.send_notes
         """Whether notes are kept for ``drain_notes``: only while somebody drains them."""
-        self._roster = roster = Roster(settings.weights)
+        self._roster = roster = Roster(settings.weights, settings.itl_ms)
         self._caches = Caches(settings)
-        self._judge = Judge(roster, settings.weights, settings.prefill)
+        self._judge = Judge(roster, settings.weights, settings.prefill, settings.local_share)
         self._uses_cache = settings.policy == "kv" and policy is None
         choosers: list[Chooser] = []
         for side in range(2):
@@ -61,6 +61,11 @@ class Router:
         self._routed = self._remote = self._tokens = self._cached_tokens = 0
 
     # Facts ---------------------------------------------------------------------------------------------
+
+    @property
+    def knows_caches(self) -> bool:
+        """Whether the prefill tokens of a decision are those that are not cached, and not just all."""
+        return self._uses_cache
 
     @property
     def wants_kv(self) -> bool:

@@ -28,6 +28,14 @@ class RouterSettings:
     """Where a prompt is computed: local (on the worker that decodes), remote (on a prefill worker), or auto:
     whichever is predicted to be better."""
 
+    local_share: float = 0.0
+    """With auto: at least this share of the prompts is computed on workers that decode, where there is a
+    choice: what a plan counts on. 0: as many as are predicted to be better off."""
+
+    itl_ms: float = 50.0
+    """The time between tokens, milliseconds, that unequal decode workers are held against: each gets
+    sequences by how many it can decode within it, where workers tell their step times."""
+
     kv_events: bool = True
     """Whether workers are asked what they cache. If not, a prompt is taken to be cached where it went."""
 

@@ -7,8 +7,11 @@ requests.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Final
+
+import msgspec
 
 from tokenmill.decide.perf.class_times import WorkerTimes
 from tokenmill.decide.router.cost import DeviceSpeed
@@ -30,8 +33,12 @@ _CONTEXT_TOKENS = 1_000_000
 
 
 def device_class(card: WorkerCard) -> str:
-    """Return what equally fast workers have in common: model, engine and device, whatever their stage."""
-    return f"{card.engine}|{card.model}"
+    """Return what equally fast workers have in common: model, engine and, where they tell them, the times
+    of their steps, whatever their stage."""
+    told = ""
+    if card.step_table is not None:
+        told = hashlib.blake2s(msgspec.msgpack.encode(card.step_table), digest_size=8).hexdigest()
+    return f"{card.engine}|{card.model}|{told}"
 
 
 class ClassSpeed:

@@ -7,12 +7,16 @@ is taken out of several.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tokenmill.decide.router.choosers import Picked
-from tokenmill.decide.router.cost import CostWeights, uncached_tokens
+from tokenmill.decide.router.cost import CostWeights, load_terms, uncached_tokens
+from tokenmill.decide.router.local_share import LocalShare
 from tokenmill.decide.router.paths import (
+    AUTO,
     DEFAULT_CHUNK_TOKENS,
+    LOCAL,
     Path,
     PathWeights,
     Side,
@@ -31,21 +35,53 @@ class Way(NamedTuple):
 
 
 class Judge:
-    """Compares ways by predicted time. ``mode``: auto, local or remote."""
+    """Compares ways by predicted time. ``mode``: auto, local or remote. ``local_share``: least share of
+    prompts that are computed where they are decoded, with auto."""
 
-    def __init__(self, roster: Roster, weights: CostWeights, mode: str) -> None:
+    def __init__(self, roster: Roster, weights: CostWeights, mode: str, local_share: float) -> None:
         self._roster = roster
         self._weights = weights
         self._path_weights = PathWeights()
         self._mode = mode
+        self._local_share = LocalShare(local_share if mode == AUTO else 0.0)
 
     def best(self, tokens: int, ways: list[Way]) -> tuple[Way, list[Path]]:
         """Return the best of ``ways`` (never empty) and what was predicted for each."""
         paths = [self._predict(tokens, way) for way in ways]
+        if self._local_share.wanted:
+            paths = self._credited(paths)
         taken = better(paths, self._mode)
         return ways[paths.index(taken)], paths
 
+    def _credited(self, paths: Sequence[Path]) -> list[Path]:
+        """Return the paths with the credit that local ones have, and let it learn from what is best so."""
+        credit_ms = self._local_share.credit_ms
+        local_ms = min((path.total_ms for path in paths if path.kind == LOCAL), default=math.inf)
+        remote_ms = min((path.total_ms for path in paths if path.kind != LOCAL), default=math.inf)
+        difference_ms = local_ms - remote_ms
+        if math.isfinite(difference_ms):
+            self._local_share.chosen(local=difference_ms <= credit_ms, difference_ms=difference_ms)
+        if not credit_ms:
+            return list(paths)
+        return [
+            path._replace(
+                terms={**path.terms, "planned share": -credit_ms}, total_ms=path.total_ms - credit_ms
+            )
+            if path.kind == LOCAL
+            else path
+            for path in paths
+        ]
+
     def _predict(self, tokens: int, way: Way) -> Path:
+        path = self._alone_or_both(tokens, way)
+        if not self._roster.unequal:
+            return path
+        # Ways over equal decode workers differ by what they do; over unequal ones also by how full those are.
+        facts = self._seat(way.decode).facts
+        full_ms = load_terms(facts.load, facts.speed, self._weights, facts.sequence_weight).decode_ms
+        return path._replace(terms={**path.terms, "decode load": full_ms}, total_ms=path.total_ms + full_ms)
+
+    def _alone_or_both(self, tokens: int, way: Way) -> Path:
         decoder = self._seat(way.decode)
         decode = self._side(tokens, way.decode, decoder)
         if way.prefill is None:

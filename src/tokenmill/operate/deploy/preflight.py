@@ -53,7 +53,11 @@ def grounded(factory: Factory, folder: Path) -> Factory:
         msgspec.structs.replace(
             stage,
             attach_key=grounded_key(stage.attach_key, folder),
-            profile=str(folder / Path(stage.profile).expanduser()) if stage.profile else "",
+            **{
+                name: str(folder / Path(path).expanduser())
+                for name in ("profile", "step_times")
+                if (path := getattr(stage, name))
+            },
         )
         for stage in factory.stages
     ]

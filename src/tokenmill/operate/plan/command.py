@@ -23,10 +23,11 @@ from tokenmill.decide.fleet.stock import inventory_of_one
 from tokenmill.decide.fleet.workload import Workload, steady
 from tokenmill.errors import ConfigError
 from tokenmill.operate.plan.demand import Demand, demand_of
-from tokenmill.operate.plan.written import planned_factory
+from tokenmill.operate.plan.written import planned_factory, tables_of
 from tokenmill.profiles.fleets import load_inventory
 from tokenmill.profiles.models import load_shape
 from tokenmill.profiles.sources import step_time_source
+from tokenmill.profiles.step_times_file import save_step_table
 from tokenmill.simulate.traces_files import read_trace
 from tokenmill.spec.derive import models_of, stages_of
 from tokenmill.spec.factory import Factory, Model, Slo
@@ -85,7 +86,11 @@ def plan(path: Path, options: PlanOptions) -> int:
     )
     found = place(ask, candidates, inventory, unfit)
     if options.write is not None and found.best is not None:
-        _write(planned_factory(factory, model, slo, found.best), options.write)
+        tables = tables_of(found.best, candidates)
+        files = {stage: f"{options.write.stem}.{stage}.steps.json" for stage in tables}
+        for stage, table in tables.items():
+            save_step_table(table, options.write.with_name(files[stage]))
+        _write(planned_factory(factory, model, slo, found.best, files), options.write)
     if options.json:
         sys.stdout.write(msgspec.json.format(_as_json(ask, demand, found), indent=2).decode() + "\n")
     else:

@@ -11,6 +11,7 @@ from typing import Final
 from tokenmill.decide.fleet.capacity import Promise
 from tokenmill.operate.simulate.summary import Curve, Latency, Level, Spread
 from tokenmill.simulate.record import GapHistogram, RequestRecord
+from tokenmill.simulate.report import quantile
 from tokenmill.spec.factory import Slo
 
 _CURVE_POINTS: Final = 200
@@ -44,14 +45,6 @@ def spread_of_gaps(gaps: GapHistogram) -> Spread:
         p99=gaps.quantile_ms(0.99),
         most=gaps.most_s * 1000,
     )
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """Return the value below which ``share`` of ``ordered`` lies, interpolated between its neighbours."""
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
 def latency_of(requests: Sequence[RequestRecord], gaps: GapHistogram | None) -> Latency:

@@ -24,6 +24,7 @@ from tokenmill.operate.simulate.limits import is_early, limits_of
 from tokenmill.operate.simulate.places import Places, Standing, links_of
 from tokenmill.profiles.models import load_shape
 from tokenmill.protocol.ids import Role
+from tokenmill.serve.engines.profiled import step_table_of
 from tokenmill.serve.frontend.admission_settings import admission_settings
 from tokenmill.serve.frontend.router_policies import policy_maker
 from tokenmill.serve.frontend.router_settings import router_settings
@@ -159,6 +160,7 @@ def _stage(
         start_s=start_s,
         hosts=hosts,
         kv_bytes_per_token=device.memory.bytes_per_token,
+        step_table=step_table_of(config),
     )
 
 

@@ -7,11 +7,32 @@ from tokenmill.decide.fleet.links import Link
 from tokenmill.decide.perf.step_time import StepTimeModel
 
 
-class Faster:
+class _OtherSteps:
+    """What does not change with the steps: memory, and how fast links are."""
+
+    def __init__(self, times: StepTimeModel) -> None:
+        self._times = times
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """See ``StepTimeModel``."""
+        return self._times.kv_bytes_per_token
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """See ``StepTimeModel``."""
+        return self._times.kv_capacity_tokens
+
+    def transfer_ms(self, tokens: float, link: Link | None = None) -> float:
+        """See ``StepTimeModel``."""
+        return self._times.transfer_ms(tokens, link)
+
+
+class Faster(_OtherSteps):
     """A ``StepTimeModel`` whose steps take ``1 / speedup`` of another's; no time at all for 0."""
 
     def __init__(self, times: StepTimeModel, speedup: float) -> None:
-        self._times = times
+        super().__init__(times)
         self._share = 1 / speedup if speedup else 0.0
 
     def prefill_ms(self, new_tokens: float, context_tokens: float) -> float:
@@ -28,26 +49,12 @@ class Faster:
         """See ``StepTimeModel``."""
         return self._share * self._times.mixed_ms(new_tokens, prefill_context, sequences, decode_context)
 
-    @property
-    def kv_bytes_per_token(self) -> float:
-        """See ``StepTimeModel``."""
-        return self._times.kv_bytes_per_token
 
-    @property
-    def kv_capacity_tokens(self) -> int:
-        """See ``StepTimeModel``."""
-        return self._times.kv_capacity_tokens
-
-    def transfer_ms(self, tokens: float, link: Link | None = None) -> float:
-        """See ``StepTimeModel``; links are as fast as ever."""
-        return self._times.transfer_ms(tokens, link)
-
-
-class Paused:
+class Paused(_OtherSteps):
     """A ``StepTimeModel`` whose steps take ``pause_ms`` more than another's; no work takes no time."""
 
     def __init__(self, times: StepTimeModel, pause_ms: float) -> None:
-        self._times = times
+        super().__init__(times)
         self._pause_ms = pause_ms
 
     def prefill_ms(self, new_tokens: float, context_tokens: float) -> float:
@@ -66,20 +73,6 @@ class Paused:
             return 0.0
         step_ms = self._times.mixed_ms(new_tokens, prefill_context, sequences, decode_context)
         return step_ms + self._pause_ms
-
-    @property
-    def kv_bytes_per_token(self) -> float:
-        """See ``StepTimeModel``."""
-        return self._times.kv_bytes_per_token
-
-    @property
-    def kv_capacity_tokens(self) -> int:
-        """See ``StepTimeModel``."""
-        return self._times.kv_capacity_tokens
-
-    def transfer_ms(self, tokens: float, link: Link | None = None) -> float:
-        """See ``StepTimeModel``."""
-        return self._times.transfer_ms(tokens, link)
 
 
 def with_pause(times: StepTimeModel, pause_ms: float) -> StepTimeModel:

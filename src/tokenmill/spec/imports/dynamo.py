@@ -36,7 +36,7 @@ _TRIFLES: Final = {
 """Commands of scripts that change nothing for the engine."""
 
 _OTHERS: Final = {
-    "planner": "scales by its own rules; see planner in the factory file",
+    "planner": "scales by its own rules; a factory keeps the replicas that it declares",
     "epp": "is a plug-in of a Kubernetes gateway; the frontend routes by itself",
 }
 """Types of components that are no workers."""

@@ -13,7 +13,7 @@ from tokenmill.spec.imports.assembling import Found, assemble
 from tokenmill.spec.imports.option_files import OptionFiles
 from tokenmill.spec.imports.pods import why_lost
 from tokenmill.spec.imports.tree import Item, Loss, Report, lose_the_rest, read_tree
-from tokenmill.spec.problems import FactoryError, Place, Problem, did_you_mean
+from tokenmill.spec.problems import FactoryError, Place, Problem, did_you_mean, in_order
 
 _READERS: Final[Mapping[str, Callable[[Item, OptionFiles], Found]]] = {
     dynamo.KIND: dynamo.read_graph,
@@ -47,7 +47,7 @@ def import_factory(text: str, source: str, name: str = "") -> Imported:
     found = _READERS[kind](root, files)
     factory = assemble(found) if not report.problems else None
     if factory is None:
-        raise FactoryError(sorted(report.problems, key=lambda each: (each.place.line, each.place.column)))
+        raise FactoryError(in_order(report.problems))
     lose_the_rest(root, why_lost)
     for other in documents:
         if other is not root and not other.touched():

@@ -32,7 +32,7 @@ _MORE_ARGUMENTS: Final = "VLLM_ADDITIONAL_ARGS"
 _RANKS: Final = {"tensor": "tp", "pipeline": "pp", "data": "dp"}
 
 _WHY: Final = {
-    "scaling": "is KServe's; see planner in the factory file",
+    "scaling": "is KServe's; a factory keeps the replicas that it declares",
     "kvCacheOffloading": "engines of a factory keep their cache in GPU memory",
     "lora": "a factory serves the base model only",
     "baseRefs": "what it refers to is in the cluster; import the merged service for all of it",

@@ -53,7 +53,7 @@ _REASONS: Final = {
     "route": "is of a gateway; the frontend is the way in",
     "gateway": "is of a gateway; the frontend is the way in",
     "ingress": "is of a gateway; the frontend is the way in",
-    "scalingAdapter": "see planner in the factory file",
+    "scalingAdapter": "a factory keeps the replicas that it declares",
     "multinode": "a worker launches an engine on one machine",
     "extraPodSpec": _KUBERNETES,
     "podTemplate": _KUBERNETES,
