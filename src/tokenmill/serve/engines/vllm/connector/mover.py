@@ -7,6 +7,7 @@ torch, nor why a block is moved.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
@@ -86,9 +87,9 @@ class Mover:
         """Withdraw what is lent out, end what is fetched, close everything; again is harmless."""
         if self._loop is None or self._stopping is None or self._thread is None:
             return
-        if self._thread.is_alive():
+        with contextlib.suppress(RuntimeError):  # it is ending by itself, and its loop is closed
             self._loop.call_soon_threadsafe(self._stopping.set)
-            self._thread.join(STOP_TIMEOUT_S)
+        self._thread.join(STOP_TIMEOUT_S)
 
     def take(self, orders: Orders) -> None:
         """Start to fetch, and stop fetching what is not wanted any more."""
