@@ -169,7 +169,7 @@ def test_a_mean_over_idle_time_too_tells_the_least_that_a_worker_can_do():
     made.reported(fast, 1.2)
     assert made.prefill_limit_tokens == pytest.approx(20_000)
     made.reported(slow, 1.4)
-    assert made.prefill_limit_tokens == pytest.approx(19_800)
+    assert made.prefill_limit_tokens == pytest.approx(19_980)
     for _ in range(1000):
         made.reported(slow, 1.5)
     assert made.prefill_limit_tokens == 8192

@@ -26,8 +26,9 @@ _GRACE_S = 0.02
 _SPEED_GAIN = 0.2
 """How much one step counts in the speed of a worker: the last ten or so decide."""
 
-_SPEED_FADES = 0.99
-"""What is left of a best speed at the next report of a mean: half of it after a minute or so."""
+_SPEED_FADES = 0.999
+"""What is left of a best speed at the next report of a mean: half of it after 700, half a minute of a busy
+worker's."""
 
 _HITS_OVER_TOKENS = 65_536
 """The prompt tokens that decide which share of them is found cached: twice so many at most."""

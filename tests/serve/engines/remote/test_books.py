@@ -97,8 +97,10 @@ def test_routers_learn_from_it() -> None:
     metrics = books.metrics(10)
     assert metrics.step == 120
     assert metrics.step_ms == pytest.approx(10.0)
+    assert metrics.averaged
     assert OnlineStepTime().observe(metrics)
     books.closed(RequestId("a"))
     books.opened(request("b"))
     books.read(EngineGauges(running=1, steps=130, output_tokens=600), 1.4)
     assert books.metrics(10).step_ms == 0, "it may have rested in between"
+    assert not books.metrics(10).averaged
